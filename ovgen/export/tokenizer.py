@@ -1,0 +1,301 @@
+"""The tokenizer of a GGUF file as Hugging Face files: tokenizer.json and what belongs to it.
+
+Two kinds: "gpt2", byte-level BPE with merges, and "llama", SentencePiece-style BPE whose merges
+follow from the scores. llama.cpp on the same file is the yardstick for the ids.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+
+from ovgen.errors import ModelFormatError, StorageError, UnsupportedModelError
+from ovgen.export.gguf import GGUFFile
+from ovgen.export.pre_tokenizers import PRE_TOKENIZERS
+
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
+_SPACE = "▁"  # SentencePiece's visible space
+
+# Tokens that end a turn or a text whatever the file declares, by llama.cpp's list of names. Left
+# out: "</s>", which is a strike-out tag in Gemma's vocabulary (where it does end a text the file
+# declares it), and the tokens that end an infill.
+_END_TOKENS = frozenset(
+    {
+        "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>",
+        "<|calls|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>",
+        "[EOT]", "[EOS]", "<end_of_utterance>", "<eos>", "<turn|>", "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerInfo:
+    """The ids that the rest of the export and the run time need."""
+
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]  # the declared one first
+    pad_token_id: int | None
+    unk_token_id: int | None
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Vocabulary:
+    tokens: list[str]
+    ids: dict[str, int]
+    types: npt.NDArray[Any]  # [vocab_size]
+    info: TokenizerInfo
+
+
+def export_tokenizer(gguf: GGUFFile, folder: Path) -> TokenizerInfo:
+    """Write tokenizer.json, tokenizer_config.json, generation_config.json and, where the file has
+    a chat template, chat_template.jinja into `folder`.
+
+    Raises ModelFormatError (missing or contradictory metadata), UnsupportedModelError (a kind of
+    tokenizer or pre-tokenizer that ovgen does not know) and StorageError.
+    """
+    kind = gguf.get_str("tokenizer.ggml.model")
+    builder = _BUILDERS.get(kind)
+    if builder is None:
+        raise UnsupportedModelError(
+            f"{gguf.path}: tokenizer {kind!r:.80}; supported: {', '.join(_BUILDERS)}"
+        )
+    tokenizer, vocabulary, add_bos = builder(gguf)
+    add_bos = gguf.get_bool("tokenizer.ggml.add_bos_token", default=add_bos)
+    add_eos = gguf.get_bool("tokenizer.ggml.add_eos_token", default=False)
+    _add_special_tokens(tokenizer, vocabulary)
+    _set_template(gguf, tokenizer, vocabulary, add_bos, add_eos)
+    _write(folder / "tokenizer.json", tokenizer.to_str())
+    _write_json(
+        folder / "tokenizer_config.json", _tokenizer_config(gguf, vocabulary, add_bos, add_eos)
+    )
+    _write_json(folder / "generation_config.json", _generation_config(vocabulary.info))
+    if "tokenizer.chat_template" in gguf.metadata:
+        _write(folder / "chat_template.jinja", gguf.get_str("tokenizer.chat_template"))
+    return vocabulary.info
+
+
+def _byte_level_bpe(gguf: GGUFFile) -> tuple[Tokenizer, _Vocabulary, bool]:
+    """Byte-level BPE as GPT-2 has it; also whether it adds bos by default."""
+    name = gguf.get_str("tokenizer.ggml.pre", default="default")
+    pre_tokenizer = PRE_TOKENIZERS.get(name)
+    if pre_tokenizer is None:
+        raise UnsupportedModelError(
+            f"{gguf.path}: pre-tokenizer {name!r:.80}; supported: {', '.join(PRE_TOKENIZERS)}"
+        )
+    vocabulary = _vocabulary(gguf)
+    model = models.BPE(
+        vocab=vocabulary.ids,
+        merges=_merges(gguf, vocabulary.ids),
+        ignore_merges=pre_tokenizer.ignore_merges,
+    )
+    tokenizer = Tokenizer(model)
+    splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in pre_tokenizer.patterns]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer, vocabulary, pre_tokenizer.add_bos
+
+
+def _sentencepiece_bpe(gguf: GGUFFile) -> tuple[Tokenizer, _Vocabulary, bool]:
+    """BPE over characters with spaces made visible and bytes for what the vocabulary lacks."""
+    vocabulary = _vocabulary(gguf, bos=1, eos=2, unk=0)
+    scores = gguf.get_numbers("tokenizer.ggml.scores")
+    _check_length(gguf, "tokenizer.ggml.scores", scores, vocabulary.tokens)
+    unk = vocabulary.info.unk_token_id
+    model = models.BPE(
+        vocab=vocabulary.ids,
+        merges=merges_from_scores(vocabulary.tokens, scores),
+        unk_token=None if unk is None else vocabulary.tokens[unk],
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    tokenizer = Tokenizer(model)
+    prefix = gguf.get_bool("tokenizer.ggml.add_space_prefix", default=True)
+    visible = normalizers.Replace(" ", _SPACE)
+    decoding = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if prefix:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), visible])
+        decoding.append(decoders.Strip(" ", 1, 0))
+    else:
+        tokenizer.normalizer = visible
+    tokenizer.decoder = decoders.Sequence(decoding)
+    return tokenizer, vocabulary, True
+
+
+_BUILDERS: dict[str, Callable[[GGUFFile], tuple[Tokenizer, _Vocabulary, bool]]] = {
+    "gpt2": _byte_level_bpe,
+    "llama": _sentencepiece_bpe,
+}
+
+
+def merges_from_scores(tokens: list[str], scores: npt.NDArray[Any]) -> list[tuple[str, str]]:
+    """The merges, first to last, that make BPE merge as SentencePiece does: of all neighbours that
+    together are a token, those whose token scores best (ties: the lower id).
+
+    Every way to split a token in two tokens is a merge with that token's rank.
+    """
+    known = set(tokens)
+    order = np.argsort(-scores.astype(np.float64), kind="stable")
+    merges: list[tuple[str, str]] = []
+    for token_id in order.tolist():
+        token = tokens[token_id]
+        for cut in range(1, len(token)):
+            left = token[:cut]
+            if left in known and token[cut:] in known:
+                merges.append((left, token[cut:]))
+    return merges
+
+
+def _vocabulary(
+    gguf: GGUFFile, *, bos: int | None = None, eos: int | None = None, unk: int | None = None
+) -> _Vocabulary:
+    """Tokens, types and special ids; the arguments are the ids of a file that declares none."""
+    tokens = [
+        token or f"[EMPTY_{i}]"  # llama.cpp's name for it
+        for i, token in enumerate(gguf.get_strings("tokenizer.ggml.tokens"))
+    ]
+    ids = {token: i for i, token in enumerate(tokens)}
+    if len(ids) != len(tokens):
+        twice = next(token for i, token in enumerate(tokens) if ids[token] != i)
+        raise ModelFormatError(f"{gguf.path}: token {twice!r:.80} is twice in the vocabulary")
+    types: npt.NDArray[Any] = np.ones(len(tokens), np.int32)
+    if "tokenizer.ggml.token_type" in gguf.metadata:
+        types = gguf.get_numbers("tokenizer.ggml.token_type")
+        _check_length(gguf, "tokenizer.ggml.token_type", types, tokens)
+
+    def special_id(name: str, default: int | None = None) -> int | None:
+        key = f"tokenizer.ggml.{name}_token_id"
+        if key not in gguf.metadata:
+            return default if default is None or default < len(tokens) else None
+        return gguf.get_int(key, min=0, max=len(tokens) - 1)
+
+    declared_end = [special_id("eos", eos), special_id("eot"), special_id("eom")]
+    named_end = sorted(ids[token] for token in _END_TOKENS & ids.keys())
+    ends = tuple(dict.fromkeys([i for i in declared_end if i is not None] + named_end))
+    if not ends:
+        raise ModelFormatError(f"{gguf.path}: the metadata has no 'tokenizer.ggml.eos_token_id'")
+    info = TokenizerInfo(
+        bos_token_id=special_id("bos", bos),
+        eos_token_ids=ends,
+        pad_token_id=special_id("padding"),
+        unk_token_id=special_id("unknown", unk),
+        vocab_size=len(tokens),
+    )
+    return _Vocabulary(tokens, ids, types, info)
+
+
+def _merges(gguf: GGUFFile, ids: dict[str, int]) -> list[tuple[str, str]]:
+    merges: list[tuple[str, str]] = []
+    for line in gguf.get_strings("tokenizer.ggml.merges"):
+        cut = line.find(" ", 1)
+        left, right = line[:cut], line[cut + 1 :]
+        if cut < 0 or left not in ids or right not in ids or left + right not in ids:
+            raise ModelFormatError(
+                f"{gguf.path}: merge {line!r:.80} is not two tokens that make a third"
+            )
+        merges.append((left, right))
+    return merges
+
+
+def _check_length(gguf: GGUFFile, key: str, values: npt.NDArray[Any], tokens: list[str]) -> None:
+    if len(values) != len(tokens):
+        raise ModelFormatError(
+            f"{gguf.path}: {key!r} has {len(values)} entries for {len(tokens)} tokens"
+        )
+
+
+def _add_special_tokens(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
+    """Make the tokens that are found whole in the raw text, before anything else is done to it."""
+    ends = set(vocabulary.info.eos_token_ids)
+    added = [
+        AddedToken(
+            vocabulary.tokens[i],
+            normalized=False,
+            special=kind != _USER_DEFINED or i in ends,
+        )
+        for i, kind in enumerate(vocabulary.types.tolist())
+        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED) or i in ends
+    ]
+    tokenizer.add_tokens(added)
+
+
+def _set_template(
+    gguf: GGUFFile, tokenizer: Tokenizer, vocabulary: _Vocabulary, add_bos: bool, add_eos: bool
+) -> None:
+    info, tokens = vocabulary.info, vocabulary.tokens
+    if add_bos and info.bos_token_id is None:
+        raise ModelFormatError(
+            f"{gguf.path}: the tokenizer adds bos, but 'tokenizer.ggml.bos_token_id' is missing"
+        )
+    before = [info.bos_token_id] if add_bos and info.bos_token_id is not None else []
+    after = [info.eos_token_ids[0]] if add_eos else []
+    if before or after:
+        around = [tokens[i] for i in before], [tokens[i] for i in after]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[*around[0], "$A", *around[1]],
+            pair=[*around[0], "$A", *around[1], *(f"{t}:1" for t in around[0]), "$B:1",
+                  *(f"{t}:1" for t in around[1])],
+            special_tokens=[(tokens[i], i) for i in dict.fromkeys(before + after)],
+        )  # fmt: skip
+
+
+def _tokenizer_config(
+    gguf: GGUFFile, vocabulary: _Vocabulary, add_bos: bool, add_eos: bool
+) -> dict[str, Any]:
+    info = vocabulary.info
+    named = {
+        "bos_token": info.bos_token_id,
+        "eos_token": info.eos_token_ids[0],
+        "pad_token": info.pad_token_id,
+        "unk_token": info.unk_token_id,
+    }
+    config: dict[str, Any] = {
+        "add_bos_token": add_bos,
+        "add_eos_token": add_eos,
+        **{name: vocabulary.tokens[i] for name, i in named.items() if i is not None},
+        "clean_up_tokenization_spaces": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    context = f"{gguf.architecture}.context_length"
+    if context in gguf.metadata:
+        config["model_max_length"] = gguf.get_int(context, min=1)
+    return config
+
+
+def _generation_config(info: TokenizerInfo) -> dict[str, Any]:
+    ends = info.eos_token_ids
+    config = {
+        "bos_token_id": info.bos_token_id,
+        "eos_token_id": ends[0] if len(ends) == 1 else list(ends),
+        "pad_token_id": info.pad_token_id,
+    }
+    return {name: value for name, value in config.items() if value is not None}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    _write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as exc:
+        raise StorageError(f"{path}: cannot be written ({exc.strerror or exc})") from exc
