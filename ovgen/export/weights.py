@@ -1,0 +1,308 @@
+"""Weight compression: from the file's tensors to the matrices that a graph holds.
+
+A tensor is read in row chunks, so that no more than a chunk is ever held as float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ovgen.errors import ConfigError, ModelFormatError
+from ovgen.export.gguf import GGMLType, GGUFFile, GGUFTensor
+from ovgen.export.gguf_quants import codes, dequantize
+
+WEIGHTS = ("auto", "exact", "int8", "f16")
+Floats = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+
+# Below this many parameters a matmul costs more in overhead than in memory traffic, so that one
+# int8 matmul beats 4-bit codes with a second matmul for the offsets.
+SMALL_MODEL_PARAMETERS = 500_000_000
+INT8_GROUP = 64
+_CHUNK_VALUES = 4 << 20
+
+_FOUR_BIT = (GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q4_K)
+_EIGHT_BIT_GRID = (GGMLType.Q8_0, GGMLType.Q5_0)  # symmetric codes in groups of 32
+_DENSE = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
+
+
+@dataclass(frozen=True, slots=True)
+class DenseMatrix:
+    """A matrix of floats.
+
+    Attributes:
+        values: [rows, cols] float32 or float16.
+    """
+
+    values: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedMatrix:
+    """A matrix on an integer grid: ``w = scales * codes + offsets``, group by group.
+
+    Attributes:
+        codes: [rows, cols] int8, or [rows, cols / 2] uint8 with two 4-bit codes in two's
+            complement to a byte, the first in the low half.
+        scales: [rows, cols / group].
+        offsets: [rows, cols / group], or None on a symmetric grid.
+        group: neighbours along a row that share a scale.
+        bits: 8 or 4.
+    """
+
+    codes: npt.NDArray[np.int8] | npt.NDArray[np.uint8]
+    scales: Floats
+    offsets: Floats | None
+    group: int
+    bits: Literal[4, 8]
+
+    @property
+    def cols(self) -> int:
+        """Columns of the matrix."""
+        return self.scales.shape[1] * self.group
+
+
+Matrix = DenseMatrix | QuantizedMatrix
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How a tensor is stored in the graph.
+
+    Attributes:
+        kind: ``dense``, ``codes`` (the file's own integer grid) or ``int8`` (rounded to a grid of
+            our own).
+        dtype: of dense values, or of scales and offsets.
+    """
+
+    kind: Literal["dense", "codes", "int8"]
+    dtype: type[np.float32] | type[np.float16]
+
+
+def check_weights(weights: str) -> None:
+    """Raise ConfigError unless this is one of the weight formats."""
+    if weights not in WEIGHTS:
+        raise ConfigError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
+
+
+def choose_format(
+    ggml_type: GGMLType, weights: str, *, num_parameters: int, is_table: bool
+) -> Format:
+    """The format of one tensor.
+
+    ``auto`` takes the fastest form that stays faithful: 8-bit and symmetric 4-bit codes as they
+    are, asymmetric 4-bit codes with their offsets, everything else as int8; small models take
+    int8 throughout. A table is one whose rows are looked up as well as multiplied: it takes no
+    4-bit codes and no offsets, which a lookup would undo for the whole table at once.
+    """
+    asymmetric = ggml_type in (GGMLType.Q4_1, GGMLType.Q5_1, GGMLType.Q4_K, GGMLType.Q5_K)
+    if weights == "f16":
+        return Format("dense", np.float16)
+    if weights == "exact":
+        if ggml_type in _DENSE or (is_table and asymmetric):
+            is_half = ggml_type == GGMLType.F16
+            return Format("dense", np.float16 if is_half else np.float32)
+        return Format("codes", np.float32)
+    if ggml_type in _EIGHT_BIT_GRID:
+        return Format("codes", np.float16)
+    is_small = num_parameters < SMALL_MODEL_PARAMETERS
+    if weights == "auto" and ggml_type in _FOUR_BIT and not is_small and not is_table:
+        return Format("codes", np.float16)
+    return Format("int8", np.float16)
+
+
+def read_matrix(
+    tensors: Sequence[GGUFTensor], fmt: Format, *, unpermute: Sequence[int] | None = None
+) -> Matrix:
+    """One matrix of the rows of several tensors, which share columns and (for codes) a type.
+
+    Args:
+        tensors: each [rows, cols].
+        fmt: how to store it.
+        unpermute: for each tensor the number of heads whose rows GGUF interleaves for its rotary
+            embedding, 0 for none.
+
+    Raises:
+        ModelFormatError: a scale or a value is not finite.
+    """
+    parts = [
+        _unpermuted(tensor, heads)
+        for tensor, heads in zip(tensors, unpermute or [0] * len(tensors), strict=True)
+    ]
+    if fmt.kind == "dense":
+        return _dense(tensors, parts, fmt.dtype)
+    if fmt.kind == "int8":
+        return _int8(tensors, parts, fmt.dtype)
+    return _codes(tensors, parts, fmt.dtype)
+
+
+def _unpermuted(tensor: GGUFTensor, heads: int) -> npt.NDArray[np.uint8]:
+    """The rows with each head's even ones before its odd ones, as the rotate-half form wants."""
+    if not heads:
+        return tensor.data
+    rows, width = tensor.data.shape
+    halves = tensor.data.reshape(heads, rows // heads // 2, 2, width)
+    return halves.swapaxes(1, 2).reshape(rows, width)
+
+
+def _chunks(
+    tensors: Sequence[GGUFTensor], parts: Sequence[npt.NDArray[np.uint8]]
+) -> Iterator[tuple[GGUFTensor, npt.NDArray[np.uint8], slice]]:
+    """Row chunks of all parts, each with its place in the joined matrix."""
+    start = 0
+    for tensor, data in zip(tensors, parts, strict=True):
+        step = max(1, _CHUNK_VALUES // tensor.shape[1])
+        for row in range(0, len(data), step):
+            chunk = data[row : row + step]
+            yield tensor, chunk, slice(start + row, start + row + len(chunk))
+        start += len(data)
+
+
+def _shape(tensors: Sequence[GGUFTensor]) -> tuple[int, int]:
+    return sum(tensor.shape[0] for tensor in tensors), tensors[0].shape[1]
+
+
+def _dense(
+    tensors: Sequence[GGUFTensor], parts: Sequence[npt.NDArray[np.uint8]], dtype: type[Any]
+) -> DenseMatrix:
+    values = np.empty(_shape(tensors), dtype)
+    for tensor, data, rows in _chunks(tensors, parts):
+        values[rows] = _finite(tensor, dequantize(data, tensor.type), dtype)
+    return DenseMatrix(values)
+
+
+def _int8(
+    tensors: Sequence[GGUFTensor], parts: Sequence[npt.NDArray[np.uint8]], dtype: type[Any]
+) -> QuantizedMatrix:
+    """Round to the nearest of 255 steps a group, symmetric around zero."""
+    num_rows, cols = _shape(tensors)
+    group = next((size for size in (INT8_GROUP, 32) if cols % size == 0), cols)
+    quants = np.empty((num_rows, cols), np.int8)
+    scales = np.empty((num_rows, cols // group), dtype)
+    for tensor, data, rows in _chunks(tensors, parts):
+        values = _finite(tensor, dequantize(data, tensor.type), np.float32)
+        grouped = values.reshape(len(values), -1, group)
+        # The codes are rounded to the grid of the scale as stored. Its smallest value keeps a
+        # group of zeros from dividing by zero.
+        step = np.maximum(np.abs(grouped).max(axis=2) / 127, np.finfo(dtype).smallest_subnormal)
+        scales[rows] = _finite(tensor, step, dtype)
+        grid = grouped / scales[rows, :, None].astype(np.float32)
+        quants[rows] = np.clip(np.rint(grid), -127, 127).reshape(values.shape)
+    return QuantizedMatrix(quants, scales, None, group, 8)
+
+
+def _codes(
+    tensors: Sequence[GGUFTensor], parts: Sequence[npt.NDArray[np.uint8]], dtype: type[Any]
+) -> QuantizedMatrix:
+    """Keep the file's codes, made signed: ``s*q + o`` is ``s*(q - 8) + (o + 8*s)``."""
+    num_rows, cols = _shape(tensors)
+    first = codes(parts[0][:1], tensors[0].type)
+    assert first is not None, "only quantized types have codes"
+    group, bits = first.group, 4 if first.bits == 4 else 8
+    quants = np.empty((num_rows, cols * bits // 8), np.uint8 if bits == 4 else np.int8)
+    scales = np.empty((num_rows, cols // group), dtype)
+    offsets = None if first.offsets is None else np.empty_like(scales)
+    centre = 0 if offsets is None else 1 << (first.bits - 1)
+    for tensor, data, rows in _chunks(tensors, parts):
+        grid = codes(data, tensor.type)
+        assert grid is not None, "one matrix has one type"
+        signed = (grid.codes.astype(np.int16) - centre).astype(np.int8)
+        quants[rows] = _pack_nibbles(signed) if bits == 4 else signed
+        scales[rows] = _finite(tensor, grid.scales, dtype)
+        if offsets is not None and grid.offsets is not None:
+            offsets[rows] = _finite(tensor, grid.offsets + centre * grid.scales, dtype)
+    return QuantizedMatrix(quants, scales, offsets, group, 4 if bits == 4 else 8)
+
+
+def _pack_nibbles(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    nibbles = values.view(np.uint8) & 0xF
+    return nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
+
+
+def _finite(
+    tensor: GGUFTensor, values: npt.NDArray[Any], dtype: type[Any]
+) -> npt.NDArray[Any]:
+    with np.errstate(over="ignore"):
+        cast = values.astype(dtype, copy=False)
+    if not np.isfinite(cast).all():
+        raise ModelFormatError(
+            f"tensor {tensor.name!r} holds a value that is not finite in {np.dtype(dtype)}; "
+            "the file is damaged, or needs weights='exact'"
+        )
+    return cast
+
+
+class WeightReader:
+    """The tensors of a GGUF file, each to be asked for by name and in the wanted format."""
+
+    def __init__(self, gguf: GGUFFile, weights: str) -> None:
+        check_weights(weights)
+        self._gguf = gguf
+        self._weights = weights
+        self._unread = dict.fromkeys(gguf.tensors)
+        self.num_parameters = sum(int(np.prod(t.shape)) for t in gguf.tensors.values())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._gguf.tensors
+
+    def vector(self, name: str, size: int) -> npt.NDArray[np.float32]:
+        """A one-dimensional tensor as float32 [size]."""
+        tensor = self._take(name, (size,))
+        return _finite(tensor, dequantize(tensor.data, tensor.type), np.float32).reshape(size)
+
+    def matrix(self, name: str, shape: tuple[int, int], *, is_table: bool = False) -> Matrix:
+        """A matrix [rows, cols]; a table is looked up by row."""
+        tensor = self._take(name, shape)
+        return read_matrix([tensor], self._format(tensor, is_table))
+
+    def stack(
+        self, parts: Sequence[tuple[str, int]], cols: int, *, unpermute: Sequence[int] | None = None
+    ) -> list[Matrix]:
+        """Matrices ``(name, rows)`` that are applied to the same input, as few as can be.
+
+        All in one where their formats agree, so that one matmul computes them; else each alone.
+        ``unpermute``: see `read_matrix`.
+        """
+        tensors = [self._take(name, (rows, cols)) for name, rows in parts]
+        formats = [self._format(tensor, is_table=False) for tensor in tensors]
+        heads = unpermute or [0] * len(tensors)
+        kept_codes = formats[0].kind == "codes"
+        if len(set(formats)) == 1 and (not kept_codes or len({t.type for t in tensors}) == 1):
+            return [read_matrix(tensors, formats[0], unpermute=heads)]
+        return [
+            read_matrix([tensor], fmt, unpermute=[head])
+            for tensor, fmt, head in zip(tensors, formats, heads, strict=True)
+        ]
+
+    def refuse_unread(self) -> None:
+        """Raise ModelFormatError if a tensor was not used: the graph would not be the model's."""
+        if self._unread:
+            names = ", ".join(list(self._unread)[:3])
+            raise ModelFormatError(
+                f"{self._gguf.path}: {len(self._unread)} tensors do not belong to this "
+                f"architecture, the first are {names}"
+            )
+
+    def _format(self, tensor: GGUFTensor, is_table: bool) -> Format:
+        return choose_format(
+            tensor.type,
+            self._weights,
+            num_parameters=self.num_parameters,
+            is_table=is_table,
+        )
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> GGUFTensor:
+        tensor = self._gguf.tensors.get(name)
+        if tensor is None:
+            raise ModelFormatError(f"{self._gguf.path}: the tensor {name!r} is missing")
+        if tuple(tensor.shape) != shape:
+            raise ModelFormatError(
+                f"{self._gguf.path}: tensor {name!r} has shape {tuple(tensor.shape)}, "
+                f"the metadata asks for {shape}"
+            )
+        self._unread.pop(name, None)
+        return tensor
