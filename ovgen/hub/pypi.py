@@ -127,4 +127,4 @@ def _reason(complaint: str, code: int) -> str:
         return f"the disk is full ({last}); free some space, or set OVGEN_HOME to another disk"
     if any(sign in complaint for sign in _NO_NETWORK):
         return f"pip could not reach the package index ({last}); check the network and try again"
-    return f"pip download failed: {last}; check the network and pip's settings (pip config list)"
+    return f"pip download failed: {last}; check the name, the network and `pip config list`"
