@@ -119,7 +119,6 @@ _GROUPS: tuple[tuple[PreTokenizer, tuple[str, ...]], ...] = (
     (PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True), ("tekken",)),
     (PreTokenizer((_BLOOM,)), ("bloom", "poro-chat", "gpt3-finnish")),
     (PreTokenizer((_BLOOM, r"\p{N}")), ("viking",)),
-    (PreTokenizer((r"\p{N}+", r"(?=(\d{3})+(?!\d))")), ("superbpe",)),
     (PreTokenizer((_BAILING,)), ("bailingmoe", "bailingmoe2", "llada-moe")),
     (PreTokenizer((_SEED_CODER,)), ("seed-coder",)),
 )  # fmt: skip

@@ -7,7 +7,7 @@ follow from the scores. llama.cpp on the same file is the yardstick for the ids.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,10 @@ _SPACE = "▁"  # SentencePiece's visible space
 # declares it), and the tokens that end an infill.
 _END_TOKENS = frozenset(
     {
-        "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>",
-        "<|calls|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>",
-        "[EOT]", "[EOS]", "<end_of_utterance>", "<eos>", "<turn|>", "<\uff5cend\u2581of\u2581sentence\uff5c>",
+        "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>",
+        "<|flush|>", "<|calls|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>",
+        "_<EOT>", "[EOT]", "[EOS]", "<end_of_utterance>", "<eos>", "<turn|>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
     }
 )  # fmt: skip
 
@@ -122,7 +123,7 @@ def _sentencepiece_bpe(gguf: GGUFFile) -> tuple[Tokenizer, _Vocabulary, bool]:
     unk = vocabulary.info.unk_token_id
     model = models.BPE(
         vocab=vocabulary.ids,
-        merges=merges_from_scores(vocabulary.tokens, scores),
+        merges=merges_from_scores(vocabulary.tokens, scores, _whole_tokens(vocabulary)),
         unk_token=None if unk is None else vocabulary.tokens[unk],
         fuse_unk=True,
         byte_fallback=True,
@@ -146,22 +147,41 @@ _BUILDERS: dict[str, Callable[[GGUFFile], tuple[Tokenizer, _Vocabulary, bool]]] 
 }
 
 
-def merges_from_scores(tokens: list[str], scores: npt.NDArray[Any]) -> list[tuple[str, str]]:
+def merges_from_scores(
+    tokens: list[str], scores: npt.NDArray[Any], whole: Collection[str] = ()
+) -> list[tuple[str, str]]:
     """The merges, first to last, that make BPE merge as SentencePiece does: of all neighbours that
     together are a token, those whose token scores best (ties: the lower id).
 
-    Every way to split a token in two tokens is a merge with that token's rank.
+    Every way to split a token in two tokens is a merge with that token's rank; but `whole` tokens
+    are never made by merging.
     """
     known = set(tokens)
     order = np.argsort(-scores.astype(np.float64), kind="stable")
     merges: list[tuple[str, str]] = []
     for token_id in order.tolist():
         token = tokens[token_id]
+        if token in whole:
+            continue
         for cut in range(1, len(token)):
             left = token[:cut]
             if left in known and token[cut:] in known:
                 merges.append((left, token[cut:]))
     return merges
+
+
+def _whole_tokens(vocabulary: _Vocabulary) -> set[str]:
+    """The added tokens, which are cut out of the text before it is merged; not those with a
+    visible space, which only the normalizer can bring into it."""
+    tokens = (vocabulary.tokens[i] for i in _added_ids(vocabulary))
+    return {token for token in tokens if _SPACE not in token}
+
+
+def _added_ids(vocabulary: _Vocabulary) -> list[int]:
+    """The tokens that are found whole in the raw text, before anything else is done to it."""
+    kinds = (_UNKNOWN, _CONTROL, _USER_DEFINED)
+    marked: set[int] = set(np.flatnonzero(np.isin(vocabulary.types, kinds)).tolist())
+    return sorted(marked | set(vocabulary.info.eos_token_ids))
 
 
 def _vocabulary(
@@ -223,18 +243,17 @@ def _check_length(gguf: GGUFFile, key: str, values: npt.NDArray[Any], tokens: li
 
 
 def _add_special_tokens(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
-    """Make the tokens that are found whole in the raw text, before anything else is done to it."""
     ends = set(vocabulary.info.eos_token_ids)
-    added = [
-        AddedToken(
-            vocabulary.tokens[i],
-            normalized=False,
-            special=kind != _USER_DEFINED or i in ends,
-        )
-        for i, kind in enumerate(vocabulary.types.tolist())
-        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED) or i in ends
-    ]
-    tokenizer.add_tokens(added)
+    tokenizer.add_tokens(
+        [
+            AddedToken(
+                vocabulary.tokens[i],
+                normalized=False,
+                special=vocabulary.types[i] != _USER_DEFINED or i in ends,
+            )
+            for i in _added_ids(vocabulary)
+        ]
+    )
 
 
 def _set_template(
