@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ovgen.errors import DownloadError, StorageError
@@ -164,7 +164,7 @@ def write_whole(
         with storage_errors(f"write {target}"):
             os.replace(part, target)
     finally:
-        with storage_errors(f"remove {part}"):
+        with suppress(OSError):  # where nothing could be written, nothing can be removed
             part.unlink(missing_ok=True)
 
 

