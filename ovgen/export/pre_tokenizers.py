@@ -2,7 +2,8 @@
 
 The names are llama.cpp's. A text is split by one pattern after the other, each over the pieces the
 one before left; matches and gaps both stay pieces. Where llama.cpp's regex engine forced it to
-approximate a model's own pattern (letter case in gpt-4o and tekken), the model's own is used.
+approximate a model's own pattern, the model's own is used: letter case and marks in gpt-4o and
+tekken, white space beyond ASCII in the deepseek ones.
 """
 
 from __future__ import annotations
@@ -69,6 +70,11 @@ _DEEPSEEK3 = _any_of(
     _LINES_AND_SPACES,
 )
 _DEEPSEEK_CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+# The cased letters but for those of scripts that DeepSeek's own list of ranges leaves out.
+_DEEPSEEK_LETTER = (
+    r"(?![\x{560}-\x{588}\x{10C7}-\x{10FF}\x{1C80}-\x{1C88}\x{2D00}-\x{2D2D}\x{A790}-\x{AB68}"
+    r"\x{10570}-\x{105BB}\x{16E40}-\x{16E7F}\x{1D400}-\x{1DF1E}])[\p{Lu}\p{Ll}\p{Lt}]"
+)
 _BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 
 _DEFAULT = PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", _THREE_DIGITS))
@@ -77,7 +83,7 @@ _DEEPSEEK_CODER = PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK
 _DEEPSEEK_LLM = PreTokenizer(
     (
         r"[\r\n]",
-        r"\s?[\p{Lu}\p{Ll}\p{Lt}]+",
+        rf"\s?(?:{_DEEPSEEK_LETTER})+",
         "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
         r"\s+$",
         _DEEPSEEK_CJK,
