@@ -228,13 +228,18 @@ class HeaderParser:
             self.fail(f"{what} has a dimension of 0 in {dims}")
         kind = self.integer("I", f"the type of {what}")
         offset = self.integer("Q", f"the offset of {what}")
-        if kind not in GGMLType._value2member_map_:
+        return _TensorInfo(name, tuple(reversed(dims)), self.tensor_type(kind, what), offset)
+
+    def tensor_type(self, kind: int, what: str) -> GGMLType:
+        """ggml's number of a type, held against those that are read."""
+        try:
+            return GGMLType(kind)
+        except ValueError as exc:
             supported = ", ".join(item.name for item in GGMLType)
             raise UnsupportedModelError(
                 f"{self.path}: {what} is of type {kind} ({_UNREAD_TYPES.get(kind, 'unknown')}); "
                 f"supported types: {supported}"
-            )
-        return _TensorInfo(name, tuple(reversed(dims)), GGMLType(kind), offset)
+            ) from exc
 
     def tensors(self, infos: list[_TensorInfo], alignment: int) -> dict[str, GGUFTensor]:
         """The views of all tensors; their data begins at the next aligned byte."""

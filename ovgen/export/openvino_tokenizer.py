@@ -1,7 +1,9 @@
 """The tokenizer as OpenVINO models, for programs that open the exported folder without ovgen.
 
 Built from the folder's own tokenizer.json with the steps of openvino_tokenizers, and described in
-the models' runtime info as a conversion from transformers would.
+the models' runtime info as a conversion from transformers would. What those steps cannot do: take
+a word that is a token as it is where the merges would not make it (ignore_merges), and keep a
+text that spells a byte token, as <0x0A>, apart from that token.
 """
 
 from __future__ import annotations
@@ -54,7 +56,10 @@ def _build(content: dict[str, Any], config: dict[str, Any]) -> tuple[ov.Model, o
     pipeline.vocab = tokens
     pipeline.add_steps(_post_steps(content, config))
     pipeline.add_steps(_decoding_steps(content, tokens))
-    tokenizer = pipeline.get_tokenizer_ov_subgraph()
+    graph = pipeline.get_tokenizer_ov_subgraph()
+    # A template brings token_type_ids, which no language model here takes.
+    outputs = [graph.output("input_ids"), graph.output("attention_mask")]
+    tokenizer = ov.Model(outputs, graph.get_sinks(), graph.get_parameters(), "tokenizer")
     detokenizer = pipeline.get_detokenizer_ov_subgraph()
     return (
         change_outputs_type(tokenizer, ov.Type.i64),
