@@ -46,7 +46,9 @@ class GenerationConfig:
         if self.max_time is not None and not (
             isinstance(self.max_time, (int, float)) and 0 < self.max_time < math.inf
         ):
-            raise ConfigError(f"max_time must be a number of seconds above 0, not {self.max_time!r}")
+            raise ConfigError(
+                f"max_time must be a number of seconds above 0, not {self.max_time!r}"
+            )
         for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")

@@ -108,3 +108,6 @@ class StreamChunk:
     text: str
     token_ids: tuple[int, ...]
     output: RequestOutput | None = None
+
+    def __str__(self) -> str:
+        return self.text

@@ -75,7 +75,8 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def _write(gguf: GGUFFile, folder: Path, weights: str, progress: Progress) -> None:
-    from ovgen.export.tokenizer import export_openvino_tokenizer, export_tokenizer
+    from ovgen.export.openvino_tokenizer import export_openvino_tokenizer
+    from ovgen.export.tokenizer import export_tokenizer
 
     progress("tokenizer")
     tokens = export_tokenizer(gguf, folder)
@@ -88,7 +89,6 @@ def _write(gguf: GGUFFile, folder: Path, weights: str, progress: Progress) -> No
     }
     ids = {key: value for key, value in ids.items() if value is not None}
     write_json(folder / "config.json", {**config.to_dict(), **ids})
-    write_json(folder / "generation_config.json", ids)
     progress("graph")
     save_model(model, folder / "openvino_model.xml")
     del model
@@ -125,4 +125,3 @@ def save_model(model: ov.Model, path: Path) -> None:
 
 def _first_line(exc: BaseException) -> str:
     return next((line.strip() for line in str(exc).splitlines() if line.strip()), "unknown error")
-

@@ -7,7 +7,7 @@ cache, compressed fully-connected) and that the PagedAttention transformation ac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from openvino.op.util import Variable, VariableInfo
 
 from ovgen.export.weights import DenseMatrix, Matrix, QuantizedMatrix
 
-Value = ov.Node | ov.Output  # every block maps values to values
+Value: TypeAlias = Any  # an ov.Node or ov.Output; every block maps values to values
 
 
 def const(value: Any, dtype: type[Any] = np.int64) -> Value:
@@ -147,7 +147,9 @@ def split(x: Value, sizes: Sequence[int]) -> list[Value]:
 
 
 def linears(
-    x: Value, weights: Sequence[Matrix], sizes: Sequence[int],
+    x: Value,
+    weights: Sequence[Matrix],
+    sizes: Sequence[int],
     bias: npt.NDArray[np.float32] | None = None,
 ) -> list[Value]:
     """Several matrices applied to one input: those of `WeightReader.stack`.
@@ -171,9 +173,7 @@ def rms_norm(x: Value, weight: npt.NDArray[np.float32], eps: float) -> Value:
     return op.multiply(normed, const(weight.reshape(1, 1, -1), np.float32))
 
 
-def rotary_embedding(
-    position_ids: Value, inv_freq: npt.NDArray[np.float32]
-) -> tuple[Value, Value]:
+def rotary_embedding(position_ids: Value, inv_freq: npt.NDArray[np.float32]) -> tuple[Value, Value]:
     """cos and sin [batch, 1, tokens, head_dim] of the positions (Su et al., 2021)."""
     positions = op.convert(op.unsqueeze(position_ids, const([2])), "f32")
     angles = op.matmul(positions, const(inv_freq.reshape(1, 1, -1), np.float32), False, False)

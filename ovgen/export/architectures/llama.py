@@ -27,7 +27,7 @@ from ovgen.export.graph import (
     swiglu,
     tied_linear,
 )
-from ovgen.export.weights import WeightReader
+from ovgen.export.weights import OUTLIER_INT8_GROUP, WeightReader, unpermute
 
 _LIMIT = 1 << 20  # no size in the metadata may be larger
 
@@ -133,9 +133,7 @@ def build(config: LlamaConfig, weights: WeightReader) -> ov.Model:
     """The stateful graph."""
     graph = DecoderGraph()
     hidden, eps = config.hidden_size, config.rms_norm_eps
-    table = matrix(
-        weights.matrix("token_embd.weight", (config.vocab_size, hidden), is_table=True)
-    )
+    table = matrix(weights.matrix("token_embd.weight", (config.vocab_size, hidden), is_table=True))
     cos, sin = rotary_embedding(graph.position_ids, inverse_frequencies(config, weights))
     mask = graph.causal_mask()
 
@@ -173,11 +171,6 @@ def projections(x: Value, name: str, config: LlamaConfig, weights: WeightReader)
     return [split_heads(part, count, dim) for part, count in zip(flat, counts, strict=True)]
 
 
-def unpermute(vector: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
-    """Each head's even elements before its odd ones."""
-    return vector.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
-
-
 def output(x: Value, name: str, config: LlamaConfig, weights: WeightReader) -> Value:
     """The projection of the attended heads back to the hidden size."""
     width, hidden = config.num_attention_heads * config.head_dim, config.hidden_size
@@ -194,7 +187,8 @@ def feed_forward(x: Value, name: str, config: LlamaConfig, weights: WeightReader
     hidden, inner = config.hidden_size, config.intermediate_size
     parts = [(f"{name}.ffn_{kind}.weight", inner) for kind in ("gate", "up")]
     gate, up = linears(x, weights.stack(parts, hidden), [inner, inner])
-    return linear(swiglu(gate, up), weights.matrix(f"{name}.ffn_down.weight", (hidden, inner)))
+    down = weights.matrix(f"{name}.ffn_down.weight", (hidden, inner), int8_group=OUTLIER_INT8_GROUP)
+    return linear(swiglu(gate, up), down)
 
 
 def head(x: Value, table: Value, config: LlamaConfig, weights: WeightReader) -> Value:

@@ -1,0 +1,116 @@
+"""Compiled models on disk, so that a second start need not compile.
+
+OpenVINO's own CACHE_DIR keys a changed graph by hashing all of it; here the key is made of the
+IR's identity and the options, and the blob is mapped without the IR being read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from ovgen.engine_config import EngineConfig
+
+_VERSION = 1  # of the file's layout and of the graph passes
+_HEADER_SIZE = 4096  # a page, so that the blob behind it can be mapped
+
+
+class CachedModel(NamedTuple):
+    """A compiled model and the mapping that its weights are in, to be kept as long as the model."""
+
+    compiled: ov.CompiledModel
+    blob: npt.NDArray[np.uint8]
+
+
+class CompiledCache:
+    """One file a model and set of options: a JSON header of one page, then OpenVINO's blob.
+
+    A file that does not fit is passed over and written anew; a folder that cannot be written
+    only costs the compilation.
+
+    Args:
+        folder: where the files are; made when the first is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def load(self, core: ov.Core, xml: Path, config: EngineConfig) -> CachedModel | None:
+        """The compiled model of an IR, or None where there is none that fits."""
+        path = self._path(core, xml, config)
+        try:
+            with path.open("rb") as file:
+                header = json.loads(file.read(_HEADER_SIZE))
+            if header["size"] != path.stat().st_size - _HEADER_SIZE:
+                return None
+            # Copy on write: OpenVINO takes no read-only memory, and writes none of it.
+            blob = np.asarray(np.memmap(path, np.uint8, "c", offset=_HEADER_SIZE))
+            tensor = ov.Tensor(blob, shared_memory=True)
+            compiled = core.import_model(tensor, config.device, header["properties"])
+            return CachedModel(compiled, blob)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+            return None
+
+    def store(
+        self,
+        core: ov.Core,
+        compiled: ov.CompiledModel,
+        xml: Path,
+        config: EngineConfig,
+        properties: Mapping[str, Any],
+    ) -> None:
+        """Keep a compiled model, and drop those of this IR's earlier content."""
+        path = self._path(core, xml, config)
+        try:
+            blob = compiled.export_model().getbuffer()
+        except RuntimeError:  # a device that cannot export
+            return
+        header = json.dumps({"size": len(blob), "properties": dict(properties)}, default=str)
+        if len(header) > _HEADER_SIZE:
+            return
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._write(path, header.encode().ljust(_HEADER_SIZE), blob)
+            prefix, content = path.name.split("-")[:2]
+            for old in self._folder.glob(f"{prefix}-*"):
+                if old.name.split("-")[1] != content:
+                    old.unlink()
+
+    def _write(self, path: Path, header: bytes, blob: memoryview) -> None:
+        descriptor, partial = tempfile.mkstemp(prefix=".", dir=self._folder)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(header)
+                file.write(blob)
+            Path(partial).replace(path)
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise
+
+    def _path(self, core: ov.Core, xml: Path, config: EngineConfig) -> Path:
+        stats = [path.stat() for path in (xml, xml.with_suffix(".bin"))]
+        device = config.device.split(":")[0]
+        options = (
+            _VERSION,
+            ov.get_version(),
+            config.device,
+            core.get_property(device, "FULL_DEVICE_NAME"),
+            core.get_property(device, "OPTIMIZATION_CAPABILITIES"),
+            os.cpu_count(),
+            config.precision,
+            sorted((key, str(value)) for key, value in config.properties.items()),
+        )
+        content = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+        parts = (str(xml.absolute()), content, options)
+        name = "-".join(hashlib.sha256(repr(part).encode()).hexdigest()[:16] for part in parts)
+        return self._folder / f"{name}.blob"

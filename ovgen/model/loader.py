@@ -1,0 +1,162 @@
+"""From an IR folder to a compiled model: read, change, compile, cache."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from ovgen.engine_config import EngineConfig
+from ovgen.errors import ConfigError, DeviceError, ModelFormatError, ModelNotFoundError
+from ovgen.generation_config import read_json
+from ovgen.model.compiled_cache import CompiledCache
+from ovgen.model.graph_passes import gather_sampled_tokens, weight_group
+
+MODEL_NAME = "openvino_model.xml"
+
+# Where the many families keep the length of their context in config.json.
+_CONTEXT_KEYS = (
+    "max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length",
+    "n_ctx",
+)  # fmt: skip
+_UNBOUNDED_CONTEXT = 1 << 20  # for a family without positions, such as Mamba
+
+_EXACT = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+}
+_DYNAMIC_GROUP = 64
+_VIRTUAL_DEVICES = ("AUTO", "MULTI", "HETERO", "BATCH")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A compiled model and what its config says of it.
+
+    ``blob`` is the mapping that a model from the cache has its weights in: it must outlive it.
+    """
+
+    compiled: ov.CompiledModel
+    blob: npt.NDArray[np.uint8] | None
+    context_length: int
+    vocab_size: int
+
+
+def load_model(folder: Path, config: EngineConfig, cache: CompiledCache | None) -> LoadedModel:
+    """Compile the IR of a folder, or take it from the cache of compiled models.
+
+    Raises:
+        ModelNotFoundError, ModelFormatError: the folder's files.
+        DeviceError: an unknown device, or properties that it refuses.
+        ConfigError: properties that contradict ``precision="exact"``.
+    """
+    xml = folder / MODEL_NAME
+    for path in (xml, xml.with_suffix(".bin")):
+        if not path.is_file():
+            raise ModelNotFoundError(f"{path} does not exist; an IR folder has {MODEL_NAME}/.bin")
+    context_length = _context_length(folder)
+    core = ov.Core()
+    _check_device(core, config.device)
+    _refuse_contradictions(config)
+    compiled, blob = (cache.load(core, xml, config) if cache else None) or (None, None)
+    if compiled is None:
+        model = _read(core, xml)
+        gather_sampled_tokens(model)
+        properties = _properties(core, config, weight_group(model))
+        compiled = _compile(core, model, xml, config, properties)
+        if cache:
+            cache.store(core, compiled, xml, config, properties)
+    vocab = compiled.output(0).get_partial_shape()[-1]
+    if vocab.is_dynamic:
+        raise ModelFormatError(f"{xml}: the size of the vocabulary is not known from the graph")
+    return LoadedModel(compiled, blob, context_length, vocab.get_length())
+
+
+def _read(core: ov.Core, xml: Path) -> ov.Model:
+    try:
+        return core.read_model(xml)
+    except RuntimeError as exc:
+        raise ModelFormatError(f"{xml} cannot be read: {first_line(exc)}") from exc
+
+
+def _compile(
+    core: ov.Core, model: ov.Model, xml: Path, config: EngineConfig, properties: Mapping[str, Any]
+) -> ov.CompiledModel:
+    try:
+        return core.compile_model(model, config.device, dict(properties))
+    except (RuntimeError, TypeError) as exc:
+        raise DeviceError(
+            f"{config.device} cannot compile {xml} with {dict(properties)}: {first_line(exc)}"
+        ) from exc
+
+
+def _refuse_contradictions(config: EngineConfig) -> None:
+    clash = sorted(set(_EXACT) & set(config.properties))
+    if config.precision == "exact" and clash:
+        raise ConfigError(
+            f"precision='exact' sets {clash[0]} itself; leave it out of the properties"
+        )
+
+
+def _properties(core: ov.Core, config: EngineConfig, group: int | None) -> dict[str, Any]:
+    """The compile properties: the precision's, and over them the caller's own."""
+    if config.precision == "exact":
+        supported = core.get_property(config.device, "SUPPORTED_PROPERTIES")
+        exact = {key: value for key, value in _EXACT.items() if key in supported}
+        return {**exact, **config.properties}
+    if not _prefers_f32(config):
+        return dict(config.properties)
+    # A quantization group larger than the weights' own would switch it off.
+    group = min(group or _DYNAMIC_GROUP, _DYNAMIC_GROUP)
+    return {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group),
+        **config.properties,
+    }
+
+
+def _prefers_f32(config: EngineConfig) -> bool:
+    """On x86, where bfloat16 logits would tie and dynamic quantization makes up for the speed."""
+    if config.device != "CPU" or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    return "INFERENCE_PRECISION_HINT" not in config.properties
+
+
+def _check_device(core: ov.Core, device: str) -> None:
+    base = device.split(":")[0].split(".")[0]
+    available = core.available_devices
+    if base not in _VIRTUAL_DEVICES and base not in {name.split(".")[0] for name in available}:
+        raise DeviceError(f"unknown device {device!r}; available here: {', '.join(available)}")
+
+
+def _context_length(folder: Path) -> int:
+    path = folder / "config.json"
+    if not path.is_file():
+        return _UNBOUNDED_CONTEXT
+    config = read_json(path)
+    text_config = config.get("text_config")
+    for section in (config, text_config if isinstance(text_config, dict) else {}):
+        for key in _CONTEXT_KEYS:
+            if key in section:
+                return _checked_length(path, key, section[key])
+    return _UNBOUNDED_CONTEXT
+
+
+def _checked_length(path: Path, key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelFormatError(f"{path}: {key} must be a whole number above 0, not {value!r}")
+    return value
+
+
+def first_line(exc: BaseException) -> str:
+    """The line of an OpenVINO error that says what is wrong: the last but for empty ones."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return (told or lines or ["unknown error"])[-1]

@@ -1,0 +1,61 @@
+"""From a model argument to an IR folder, downloaded and exported where that is still to be done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ovgen.errors import ConfigError
+from ovgen.model.loader import MODEL_NAME
+
+EXPORT_VERSION = 1  # a higher one has GGUF files exported again
+
+
+def resolve_folder(
+    model: str | os.PathLike[str], *, weights: str = "auto", offline: bool | None = None
+) -> Path:
+    """The IR folder of a model.
+
+    Args:
+        model: an alias, an IR folder, a ``.gguf`` file or a Hugging Face repository id.
+        weights: the format in which a GGUF file is exported.
+        offline: never reach for the network; None: as the environment says.
+
+    Raises:
+        ConfigError: ``weights`` for a model that is exported already, or an unknown format.
+        ModelError, DownloadError, StorageError: see `ovgen.errors`.
+    """
+    folder = Path(model) if (Path(model) / MODEL_NAME).is_file() else None
+    if folder is None:
+        from ovgen.hub.resolve import resolve_model
+
+        resolved = resolve_model(model, offline=offline)
+        if resolved.kind == "gguf":
+            return exported_folder(resolved.path, weights)
+        folder = resolved.path
+    if weights != "auto":
+        raise ConfigError(f"weights={weights!r} has no effect on {model}: it is exported already")
+    return folder
+
+
+def compiled_cache_folder() -> Path:
+    """Where compiled models are kept."""
+    from ovgen.hub.cache import compiled_folder, home_folder
+
+    return compiled_folder(home_folder())
+
+
+def exported_folder(gguf: Path, weights: str) -> Path:
+    """The IR of a GGUF file in the cache; processes that start together export once."""
+    from ovgen.hub.cache import home_folder, locked, model_cache_folder
+
+    home = home_folder()
+    folder = model_cache_folder(home, gguf, f"{weights}-{EXPORT_VERSION}")
+    if (folder / MODEL_NAME).is_file():
+        return folder
+    from ovgen.export.exporter import export_gguf
+
+    with locked(home, folder.name):
+        if not (folder / MODEL_NAME).is_file():
+            export_gguf(gguf, folder, weights=weights)
+    return folder

@@ -1,0 +1,105 @@
+"""Runs a stateful graph: its KV cache is a set of variables (ReadValue/Assign) in the request.
+
+One request at a time, all its sequences in lockstep. For devices and graphs without
+PagedAttention, and for a single request from a cached compilation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from ovgen.engine.batch import ScheduledBatch
+from ovgen.errors import UnsupportedModelError
+from ovgen.model.graph_passes import SAMPLED_TOKENS
+
+_KNOWN_INPUTS = {"input_ids", "attention_mask", "position_ids", "beam_idx", SAMPLED_TOKENS}
+
+
+class StatefulRunner:
+    """Implements the engine's ModelRunner over one infer request.
+
+    Args:
+        blob: whatever the compiled model's weights are in; kept as long as it is.
+        compiled: a stateful decoder with the input ``input_ids`` [batch, tokens] and, where the
+            graph has them, ``attention_mask`` [batch, past + tokens], ``position_ids``
+            [batch, tokens], ``beam_idx`` [batch] and ``sampled_tokens_indices`` [num]; its first
+            output are the logits.
+
+    Raises:
+        UnsupportedModelError: the graph has an input that is not one of these.
+    """
+
+    max_running_requests = 1
+
+    def __init__(self, compiled: ov.CompiledModel, blob: object = None) -> None:
+        self._inputs = {port.get_any_name() for port in compiled.inputs}
+        if self._inputs - _KNOWN_INPUTS or "input_ids" not in self._inputs:
+            raise UnsupportedModelError(
+                f"the graph's inputs are {sorted(self._inputs)}; a text decoder has input_ids "
+                f"and may have {sorted(_KNOWN_INPUTS - {'input_ids', SAMPLED_TOKENS})}"
+            )
+        self._request: ov.InferRequest | None = compiled.create_infer_request()
+        self._blob = blob
+        self._batch: ScheduledBatch | None = None
+        self._request_id: int | None = None
+
+    def start(self, batch: ScheduledBatch) -> None:
+        """Begin to compute a batch of one request, whose sequences are equally long."""
+        request = self._infer_request
+        if self._batch is not None:  # of a request that was aborted
+            request.wait()
+        first = batch.scheduled[0]
+        if first.request.request_id != self._request_id or first.sequence.num_computed_tokens == 0:
+            request.reset_state()
+            self._request_id = first.request.request_id
+        self._batch = batch
+        request.start_async(self._feed(batch), share_inputs=True)
+
+    def wait(self) -> npt.NDArray[np.float32]:
+        """The logits [num_sampled, vocab] of the batch begun, valid until the next `start`."""
+        assert self._batch is not None, "a batch was begun"
+        request = self._infer_request
+        request.wait()
+        batch, self._batch = self._batch, None
+        logits: npt.NDArray[np.float32] = request.get_output_tensor(0).data[:, -1]
+        if logits.dtype != np.float32:
+            logits = logits.astype(np.float32)
+        return logits[: len(batch.sampled)]
+
+    def reset(self) -> None:
+        """Let a batch under way end, and forget everything computed."""
+        if self._request is not None and self._batch is not None:
+            self._request.wait()
+        self._batch = self._request_id = None
+
+    def close(self) -> None:
+        """Let go of the infer request, and with it of the KV cache."""
+        self.reset()
+        self._request = None
+        self._blob = None
+
+    @property
+    def _infer_request(self) -> ov.InferRequest:
+        assert self._request is not None, "the runner is open"
+        return self._request
+
+    def _feed(self, batch: ScheduledBatch) -> dict[str, npt.NDArray[Any]]:
+        past = batch.scheduled[0].sequence.num_computed_tokens
+        stop = past + batch.scheduled[0].num_scheduled_tokens
+        rows = [item.sequence.token_ids(past, stop) for item in batch.scheduled]
+        input_ids = np.array(rows, np.int64)  # [batch, tokens]
+        feed: dict[str, npt.NDArray[Any]] = {"input_ids": input_ids}
+        if "attention_mask" in self._inputs:
+            feed["attention_mask"] = np.ones((len(rows), stop), np.int64)
+        if "position_ids" in self._inputs:
+            positions = np.arange(past, stop, dtype=np.int64)
+            feed["position_ids"] = np.broadcast_to(positions, input_ids.shape).copy()
+        if "beam_idx" in self._inputs:
+            feed["beam_idx"] = np.arange(len(rows), dtype=np.int32)
+        if SAMPLED_TOKENS in self._inputs:
+            feed[SAMPLED_TOKENS] = np.array([stop - past - 1], np.int64)
+        return feed

