@@ -122,7 +122,7 @@ def read_matrix(
     tensors: Sequence[GGUFTensor],
     fmt: Format,
     *,
-    unpermute: Sequence[int] | None = None,
+    interleaved: Sequence[int] | None = None,
     int8_group: int = INT8_GROUP,
 ) -> Matrix:
     """One matrix of the rows of several tensors, which share columns and (for codes) a type.
@@ -130,7 +130,7 @@ def read_matrix(
     Args:
         tensors: each [rows, cols].
         fmt: how to store it.
-        unpermute: for each tensor the number of heads whose rows GGUF interleaves for its rotary
+        interleaved: for each tensor the number of heads whose rows GGUF interleaves for its rotary
             embedding, 0 for none.
         int8_group: neighbours that share a scale where values are rounded to int8.
 
@@ -139,7 +139,7 @@ def read_matrix(
     """
     parts = [
         unpermute(tensor.data, heads) if heads else tensor.data
-        for tensor, heads in zip(tensors, unpermute or [0] * len(tensors), strict=True)
+        for tensor, heads in zip(tensors, interleaved or [0] * len(tensors), strict=True)
     ]
     if fmt.kind == "dense":
         return _dense(tensors, parts, fmt.dtype)
@@ -277,21 +277,25 @@ class WeightReader:
         return read_matrix([tensor], self._format(tensor, is_table), int8_group=int8_group)
 
     def stack(
-        self, parts: Sequence[tuple[str, int]], cols: int, *, unpermute: Sequence[int] | None = None
+        self,
+        parts: Sequence[tuple[str, int]],
+        cols: int,
+        *,
+        interleaved: Sequence[int] | None = None,
     ) -> list[Matrix]:
         """Matrices ``(name, rows)`` that are applied to the same input, as few as can be.
 
         All in one where their formats agree, so that one matmul computes them; else each alone.
-        ``unpermute``: see `read_matrix`.
+        ``interleaved``: see `read_matrix`.
         """
         tensors = [self._take(name, (rows, cols)) for name, rows in parts]
         formats = [self._format(tensor, is_table=False) for tensor in tensors]
-        heads = unpermute or [0] * len(tensors)
+        heads = interleaved or [0] * len(tensors)
         kept_codes = formats[0].kind == "codes"
         if len(set(formats)) == 1 and (not kept_codes or len({t.type for t in tensors}) == 1):
-            return [read_matrix(tensors, formats[0], unpermute=heads)]
+            return [read_matrix(tensors, formats[0], interleaved=heads)]
         return [
-            read_matrix([tensor], fmt, unpermute=[head])
+            read_matrix([tensor], fmt, interleaved=[head])
             for tensor, fmt, head in zip(tensors, formats, heads, strict=True)
         ]
 

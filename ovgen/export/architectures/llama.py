@@ -161,7 +161,7 @@ def projections(x: Value, name: str, config: LlamaConfig, weights: WeightReader)
     stacked = weights.stack(
         [(f"{part}.weight", size) for part, size in parts],
         config.hidden_size,
-        unpermute=(heads, kv_heads, 0),
+        interleaved=(heads, kv_heads, 0),
     )
     bias = None
     if f"{name}.attn_q.bias" in weights:
