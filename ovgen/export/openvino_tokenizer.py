@@ -121,14 +121,10 @@ def _decoding_steps(content: dict[str, Any], tokens: list[str]) -> list[BasePipe
     from openvino_tokenizers.constants import UTF8ReplaceMode
     from openvino_tokenizers.utils import apply_unicode_to_bytes, transform_unigram_token_to_bytes
 
-    byte_level = content["decoder"]["type"] == "ByteLevel"
-    added = {token["content"] for token in content["added_tokens"]}
-    table = [
-        apply_unicode_to_bytes(token)
-        if byte_level and token not in added
-        else transform_unigram_token_to_bytes(token, byte_fallback=not byte_level)
-        for token in tokens
-    ]
+    if content["decoder"]["type"] == "ByteLevel":
+        table = [apply_unicode_to_bytes(token, return_corrupted_tokens=True) for token in tokens]
+    else:
+        table = [transform_unigram_token_to_bytes(token, byte_fallback=True) for token in tokens]
     result: list[BasePipelineStep] = [
         steps.VocabDecoderStep(
             table,

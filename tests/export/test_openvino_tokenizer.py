@@ -6,6 +6,7 @@ from pathlib import Path
 
 import openvino as ov
 import pytest
+from export.gguf_vocabularies import BPE, SPM, write
 from oracles.llama_cpp_pre_tokenizers import vocabulary, write_gguf
 from tokenizers import Tokenizer
 
@@ -69,6 +70,31 @@ def test_splits_as_tokenizer_json_does(kind, tmp_path):
         export_tokenizer(file, tmp_path)
     export_openvino_tokenizer(tmp_path)
     assert differing(tmp_path) == ([], [])
+
+
+SMALL_TEXTS = [
+    "ab", " ab", "ab ab", "a<tags>b", "<tags>", "é a", "aaaa  b", "caab", "ab</s>", "ab<|im_end|>",
+    "ab  ab", "bbé ab", "   ", "ab\u3000b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [SPM, SPM | {"tokenizer.ggml.add_space_prefix": False}, BPE],
+    ids=["prefix", "no prefix", "byte-level"],
+)
+def test_small_vocabularies(metadata, tmp_path):
+    with open_gguf(write(tmp_path / "model.gguf", metadata)) as file:
+        export_tokenizer(file, tmp_path)
+    export_openvino_tokenizer(tmp_path)
+    reference = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    encode, decode = compiled(tmp_path)
+    texts = [
+        text for text in SMALL_TEXTS if metadata is not BPE or set(text) <= set("ab <|im_end|>")
+    ]
+    ids = {text: reference.encode(text).ids for text in texts}
+    assert {text: encode(text) for text in texts} == ids
+    assert [decode(i) for i in ids.values()] == [reference.decode(i) for i in ids.values()]
 
 
 def test_adds_bos(folder):

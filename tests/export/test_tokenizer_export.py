@@ -7,9 +7,9 @@ import random
 import unicodedata
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
+from export.gguf_vocabularies import BPE, SPM, SPM_TOKENS, SPM_WORDS, write
 from oracles.llama_cpp_pre_tokenizers import KINDS, digest, vocabulary, write_gguf
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
@@ -20,69 +20,6 @@ from ovgen.export.tokenizer import TokenizerInfo, export_tokenizer, merges_from_
 
 DATA = Path(__file__).parent / "data"
 STRINGS = json.loads((DATA / "tokenizer_strings.json").read_text(encoding="utf-8"))["strings"]
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
-
-SPM_WORDS = [
-    "▁",
-    "a",
-    "b",
-    "c",
-    "ab",
-    "bc",
-    "abc",
-    "aa",
-    "aaa",
-    "aaaa",
-    "▁a",
-    "▁ab",
-    "ca",
-    "cab",
-    "▁▁",
-]
-SPM_TOKENS = ["<unk>", "<s>", "</s>", "<tag>", *(f"<0x{i:02X}>" for i in range(256)), *SPM_WORDS]
-SPM_TYPES = [UNKNOWN, CONTROL, CONTROL, USER_DEFINED, *[BYTE] * 256, *[NORMAL] * len(SPM_WORDS)]
-SPM_SCORES = [0.0] * 260 + [-float(i) for i in range(len(SPM_WORDS))]
-SPM = {
-    "general.architecture": "llama",
-    "llama.context_length": 512,
-    "tokenizer.ggml.model": "llama",
-    "tokenizer.ggml.tokens": SPM_TOKENS,
-    "tokenizer.ggml.scores": SPM_SCORES,
-    "tokenizer.ggml.token_type": SPM_TYPES,
-    "tokenizer.ggml.bos_token_id": 1,
-    "tokenizer.ggml.eos_token_id": 2,
-}
-BPE = {
-    "general.architecture": "llama",
-    "tokenizer.ggml.model": "gpt2",
-    "tokenizer.ggml.pre": "gpt-2",
-    "tokenizer.ggml.tokens": ["a", "b", "Ġ", "ab", "Ġab", "<|im_end|>", "<|s|>", "  "],
-    "tokenizer.ggml.token_type": [NORMAL] * 5 + [CONTROL, CONTROL, USER_DEFINED],
-    "tokenizer.ggml.merges": ["a b", "Ġ ab"],
-    "tokenizer.ggml.bos_token_id": 6,
-    "tokenizer.ggml.eos_token_id": 5,
-}
-
-
-def write(path: Path, metadata: dict) -> Path:
-    """A GGUF file of metadata alone; a value of None leaves its key out."""
-    writer = gguf.GGUFWriter(path, metadata["general.architecture"])
-    for key, value in metadata.items():
-        if key == "general.architecture" or value is None:
-            continue
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        else:
-            writer.add_array(key, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def export(folder: Path, metadata: dict) -> tuple[Tokenizer, TokenizerInfo]:
@@ -224,13 +161,13 @@ def test_sentencepiece_prefix_bytes_and_added_tokens(tmp_path):
     tokenizer, info = export(tmp_path, SPM)
     assert info == TokenizerInfo(1, (2,), None, 0, len(SPM_TOKENS))
     assert tokenizer.encode("ab").tokens == ["<s>", "▁ab"]
-    assert tokenizer.encode("a<tag>b</s>").tokens == ["<s>", "▁a", "<tag>", "▁", "b", "</s>"]
+    assert tokenizer.encode("a<tags>b</s>").tokens == ["<s>", "▁a", "<tags>", "▁", "b", "</s>"]
     encoding = tokenizer.encode("é a", add_special_tokens=False)
     assert encoding.tokens == ["▁", "<0xC3>", "<0xA9>", "▁a"]
     assert tokenizer.decode(encoding.ids) == "é a"
-    ids = tokenizer.encode("ab<tag></s>").ids
-    assert tokenizer.decode(ids) == "ab<tag>"
-    assert tokenizer.decode(ids, skip_special_tokens=False) == "<s> ab<tag></s>"
+    ids = tokenizer.encode("ab<tags></s>").ids
+    assert tokenizer.decode(ids) == "ab<tags>"
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "<s> ab<tags></s>"
 
 
 def test_byte_level_added_tokens(tmp_path):
