@@ -25,11 +25,12 @@ from tokenizers import (
     processors,
 )
 
-from ovgen.errors import ModelFormatError, StorageError, UnsupportedModelError
+from ovgen.errors import ModelFormatError, OvgenError, StorageError, UnsupportedModelError
 from ovgen.export.gguf import GGUFFile
 from ovgen.export.pre_tokenizers import PRE_TOKENIZERS
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
+_MAX_TOKEN_LENGTH = 1024  # characters; every way to cut a token is looked at
 _SPACE = "▁"  # SentencePiece's visible space
 
 # Tokens that end a turn or a text whatever the file declares, by llama.cpp's list of names. Left
@@ -77,11 +78,17 @@ def export_tokenizer(gguf: GGUFFile, folder: Path) -> TokenizerInfo:
         raise UnsupportedModelError(
             f"{gguf.path}: tokenizer {kind!r:.80}; supported: {', '.join(_BUILDERS)}"
         )
-    tokenizer, vocabulary, add_bos = builder(gguf)
-    add_bos = gguf.get_bool("tokenizer.ggml.add_bos_token", default=add_bos)
-    add_eos = gguf.get_bool("tokenizer.ggml.add_eos_token", default=False)
-    _add_special_tokens(tokenizer, vocabulary)
-    _set_template(gguf, tokenizer, vocabulary, add_bos, add_eos)
+    try:
+        tokenizer, vocabulary, add_bos = builder(gguf)
+        add_bos = gguf.get_bool("tokenizer.ggml.add_bos_token", default=add_bos)
+        add_eos = gguf.get_bool("tokenizer.ggml.add_eos_token", default=False)
+        _add_special_tokens(tokenizer, vocabulary)
+        _set_template(gguf, tokenizer, vocabulary, add_bos, add_eos)
+    except OvgenError:
+        raise
+    except Exception as exc:  # all that the library raises
+        reason = " ".join(str(exc).split())
+        raise ModelFormatError(f"{gguf.path}: the tokenizer cannot be built ({reason})") from exc
     _write(folder / "tokenizer.json", tokenizer.to_str())
     _write_json(
         folder / "tokenizer_config.json", _tokenizer_config(gguf, vocabulary, add_bos, add_eos)
@@ -121,6 +128,11 @@ def _sentencepiece_bpe(gguf: GGUFFile) -> tuple[Tokenizer, _Vocabulary, bool]:
     scores = gguf.get_numbers("tokenizer.ggml.scores")
     _check_length(gguf, "tokenizer.ggml.scores", scores, vocabulary.tokens)
     unk = vocabulary.info.unk_token_id
+    longest = max(map(len, vocabulary.tokens))
+    if longest > _MAX_TOKEN_LENGTH:
+        raise ModelFormatError(
+            f"{gguf.path}: a token of {longest} characters, the most is {_MAX_TOKEN_LENGTH}"
+        )
     model = models.BPE(
         vocab=vocabulary.ids,
         merges=merges_from_scores(vocabulary.tokens, scores, _whole_tokens(vocabulary)),

@@ -270,6 +270,16 @@ def test_an_empty_token_gets_a_name(tmp_path):
             "no 'tokenizer.ggml.eos_token_id'",
         ),
         (BPE, {"tokenizer.chat_template": 5}, "'tokenizer.chat_template' is 5"),
+        (
+            BPE,
+            {
+                "tokenizer.ggml.tokens": ["a:b", *BPE["tokenizer.ggml.tokens"][:5], "c", "d"],
+                "tokenizer.ggml.bos_token_id": 0,
+                "tokenizer.ggml.add_bos_token": True,
+            },
+            "the tokenizer cannot be built",
+        ),
+        (SPM, {"tokenizer.ggml.tokens": [*SPM_TOKENS[:-1], "a" * 1025]}, "token of 1025 char"),
         (SPM, {"tokenizer.ggml.scores": None}, "no 'tokenizer.ggml.scores'"),
         (SPM, {"tokenizer.ggml.scores": [0.0]}, "'tokenizer.ggml.scores' has 1 entries"),
     ],
