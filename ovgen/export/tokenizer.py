@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,41 +27,19 @@ from tokenizers import (
 from ovgen.errors import ModelFormatError, OvgenError, StorageError, UnsupportedModelError
 from ovgen.export.gguf import GGUFFile
 from ovgen.export.pre_tokenizers import PRE_TOKENIZERS
+from ovgen.export.vocabulary import (
+    USER_DEFINED,
+    TokenizerInfo,
+    Vocabulary,
+    added_ids,
+    check_length,
+    read_vocabulary,
+)
 
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
+__all__ = ["TokenizerInfo", "export_tokenizer", "merges_from_scores"]
+
 _MAX_TOKEN_LENGTH = 1024  # characters; every way to cut a token is looked at
 _SPACE = "▁"  # SentencePiece's visible space
-
-# Tokens that end a turn or a text whatever the file declares, by llama.cpp's list of names. Left
-# out: "</s>", which is a strike-out tag in Gemma's vocabulary (where it does end a text the file
-# declares it), and the tokens that end an infill.
-_END_TOKENS = frozenset(
-    {
-        "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>",
-        "<|flush|>", "<|calls|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>",
-        "_<EOT>", "[EOT]", "[EOS]", "<end_of_utterance>", "<eos>", "<turn|>",
-        "<\uff5cend\u2581of\u2581sentence\uff5c>",
-    }
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizerInfo:
-    """The ids that the rest of the export and the run time need."""
-
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]  # the declared one first
-    pad_token_id: int | None
-    unk_token_id: int | None
-    vocab_size: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Vocabulary:
-    tokens: list[str]
-    ids: dict[str, int]
-    types: npt.NDArray[Any]  # [vocab_size]
-    info: TokenizerInfo
 
 
 def export_tokenizer(gguf: GGUFFile, folder: Path) -> TokenizerInfo:
@@ -99,7 +76,7 @@ def export_tokenizer(gguf: GGUFFile, folder: Path) -> TokenizerInfo:
     return vocabulary.info
 
 
-def _byte_level_bpe(gguf: GGUFFile) -> tuple[Tokenizer, _Vocabulary, bool]:
+def _byte_level_bpe(gguf: GGUFFile) -> tuple[Tokenizer, Vocabulary, bool]:
     """Byte-level BPE as GPT-2 has it; also whether it adds bos by default."""
     name = gguf.get_str("tokenizer.ggml.pre", default="default")
     pre_tokenizer = PRE_TOKENIZERS.get(name)
@@ -107,7 +84,7 @@ def _byte_level_bpe(gguf: GGUFFile) -> tuple[Tokenizer, _Vocabulary, bool]:
         raise UnsupportedModelError(
             f"{gguf.path}: pre-tokenizer {name!r:.80}; supported: {', '.join(PRE_TOKENIZERS)}"
         )
-    vocabulary = _vocabulary(gguf)
+    vocabulary = read_vocabulary(gguf)
     model = models.BPE(
         vocab=vocabulary.ids,
         merges=_merges(gguf, vocabulary.ids),
@@ -122,11 +99,11 @@ def _byte_level_bpe(gguf: GGUFFile) -> tuple[Tokenizer, _Vocabulary, bool]:
     return tokenizer, vocabulary, pre_tokenizer.add_bos
 
 
-def _sentencepiece_bpe(gguf: GGUFFile) -> tuple[Tokenizer, _Vocabulary, bool]:
+def _sentencepiece_bpe(gguf: GGUFFile) -> tuple[Tokenizer, Vocabulary, bool]:
     """BPE over characters with spaces made visible and bytes for what the vocabulary lacks."""
-    vocabulary = _vocabulary(gguf, bos=1, eos=2, unk=0)
+    vocabulary = read_vocabulary(gguf, bos=1, eos=2, unk=0)
     scores = gguf.get_numbers("tokenizer.ggml.scores")
-    _check_length(gguf, "tokenizer.ggml.scores", scores, vocabulary.tokens)
+    check_length(gguf, "tokenizer.ggml.scores", scores, vocabulary.tokens)
     unk = vocabulary.info.unk_token_id
     longest = max(map(len, vocabulary.tokens))
     if longest > _MAX_TOKEN_LENGTH:
@@ -153,7 +130,7 @@ def _sentencepiece_bpe(gguf: GGUFFile) -> tuple[Tokenizer, _Vocabulary, bool]:
     return tokenizer, vocabulary, True
 
 
-_BUILDERS: dict[str, Callable[[GGUFFile], tuple[Tokenizer, _Vocabulary, bool]]] = {
+_BUILDERS: dict[str, Callable[[GGUFFile], tuple[Tokenizer, Vocabulary, bool]]] = {
     "gpt2": _byte_level_bpe,
     "llama": _sentencepiece_bpe,
 }
@@ -182,56 +159,11 @@ def merges_from_scores(
     return merges
 
 
-def _whole_tokens(vocabulary: _Vocabulary) -> set[str]:
+def _whole_tokens(vocabulary: Vocabulary) -> set[str]:
     """The added tokens, which are cut out of the text before it is merged; not those with a
     visible space, which only the normalizer can bring into it."""
-    tokens = (vocabulary.tokens[i] for i in _added_ids(vocabulary))
+    tokens = (vocabulary.tokens[i] for i in added_ids(vocabulary))
     return {token for token in tokens if _SPACE not in token}
-
-
-def _added_ids(vocabulary: _Vocabulary) -> list[int]:
-    """The tokens that are found whole in the raw text, before anything else is done to it."""
-    kinds = (_UNKNOWN, _CONTROL, _USER_DEFINED)
-    marked: set[int] = set(np.flatnonzero(np.isin(vocabulary.types, kinds)).tolist())
-    return sorted(marked | set(vocabulary.info.eos_token_ids))
-
-
-def _vocabulary(
-    gguf: GGUFFile, *, bos: int | None = None, eos: int | None = None, unk: int | None = None
-) -> _Vocabulary:
-    """Tokens, types and special ids; the arguments are the ids of a file that declares none."""
-    tokens = [
-        token or f"[EMPTY_{i}]"  # llama.cpp's name for it
-        for i, token in enumerate(gguf.get_strings("tokenizer.ggml.tokens"))
-    ]
-    ids = {token: i for i, token in enumerate(tokens)}
-    if len(ids) != len(tokens):
-        twice = next(token for i, token in enumerate(tokens) if ids[token] != i)
-        raise ModelFormatError(f"{gguf.path}: token {twice!r:.80} is twice in the vocabulary")
-    types: npt.NDArray[Any] = np.ones(len(tokens), np.int32)
-    if "tokenizer.ggml.token_type" in gguf.metadata:
-        types = gguf.get_numbers("tokenizer.ggml.token_type")
-        _check_length(gguf, "tokenizer.ggml.token_type", types, tokens)
-
-    def special_id(name: str, default: int | None = None) -> int | None:
-        key = f"tokenizer.ggml.{name}_token_id"
-        if key not in gguf.metadata:
-            return default if default is None or default < len(tokens) else None
-        return gguf.get_int(key, min=0, max=len(tokens) - 1)
-
-    declared_end = [special_id("eos", eos), special_id("eot"), special_id("eom")]
-    named_end = sorted(ids[token] for token in _END_TOKENS & ids.keys())
-    ends = tuple(dict.fromkeys([i for i in declared_end if i is not None] + named_end))
-    if not ends:
-        raise ModelFormatError(f"{gguf.path}: the metadata has no 'tokenizer.ggml.eos_token_id'")
-    info = TokenizerInfo(
-        bos_token_id=special_id("bos", bos),
-        eos_token_ids=ends,
-        pad_token_id=special_id("padding"),
-        unk_token_id=special_id("unknown", unk),
-        vocab_size=len(tokens),
-    )
-    return _Vocabulary(tokens, ids, types, info)
 
 
 def _merges(gguf: GGUFFile, ids: dict[str, int]) -> list[tuple[str, str]]:
@@ -247,29 +179,22 @@ def _merges(gguf: GGUFFile, ids: dict[str, int]) -> list[tuple[str, str]]:
     return merges
 
 
-def _check_length(gguf: GGUFFile, key: str, values: npt.NDArray[Any], tokens: list[str]) -> None:
-    if len(values) != len(tokens):
-        raise ModelFormatError(
-            f"{gguf.path}: {key!r} has {len(values)} entries for {len(tokens)} tokens"
-        )
-
-
-def _add_special_tokens(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
+def _add_special_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     ends = set(vocabulary.info.eos_token_ids)
     tokenizer.add_tokens(
         [
             AddedToken(
                 vocabulary.tokens[i],
                 normalized=False,
-                special=vocabulary.types[i] != _USER_DEFINED or i in ends,
+                special=vocabulary.types[i] != USER_DEFINED or i in ends,
             )
-            for i in _added_ids(vocabulary)
+            for i in added_ids(vocabulary)
         ]
     )
 
 
 def _set_template(
-    gguf: GGUFFile, tokenizer: Tokenizer, vocabulary: _Vocabulary, add_bos: bool, add_eos: bool
+    gguf: GGUFFile, tokenizer: Tokenizer, vocabulary: Vocabulary, add_bos: bool, add_eos: bool
 ) -> None:
     info, tokens = vocabulary.info, vocabulary.tokens
     if add_bos and info.bos_token_id is None:
@@ -289,7 +214,7 @@ def _set_template(
 
 
 def _tokenizer_config(
-    gguf: GGUFFile, vocabulary: _Vocabulary, add_bos: bool, add_eos: bool
+    gguf: GGUFFile, vocabulary: Vocabulary, add_bos: bool, add_eos: bool
 ) -> dict[str, Any]:
     info = vocabulary.info
     named = {

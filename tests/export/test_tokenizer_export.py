@@ -232,19 +232,6 @@ def test_files_beside_the_tokenizer(tmp_path):
     assert template == "{{ messages[0].content }} ü\n"
 
 
-def test_tokens_that_end_a_turn_by_their_name(tmp_path):
-    tokens = [*BPE["tokenizer.ggml.tokens"][:6], "<|endoftext|>", "</s>"]
-    changes = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.bos_token_id": 5}
-    _, info = export(tmp_path, BPE | changes)
-    assert info.eos_token_ids == (5, 6)
-
-
-def test_an_empty_token_gets_a_name(tmp_path):
-    tokens = [*BPE["tokenizer.ggml.tokens"][:7], ""]
-    tokenizer, _ = export(tmp_path, BPE | {"tokenizer.ggml.tokens": tokens})
-    assert tokenizer.token_to_id("[EMPTY_7]") == 7
-
-
 # --- errors
 
 
