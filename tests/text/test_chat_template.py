@@ -235,3 +235,8 @@ def test_errors_name_the_file(tmp_path):
     write_config(tmp_path, [{"name": "default", "template": "{{"}, {"name": "b", "template": ""}])
     with pytest.raises(TemplateError, match=r"tokenizer_config\.json \(default\), line 1: syntax"):
         load_chat_template(tmp_path).render(USER)
+
+
+def test_a_generation_block_keeps_its_variables():
+    source = "{% generation %}{% set a = 1 %}x{{ a }}{% endgeneration %}{{ a is defined }}"
+    assert render(source) == "x1False"  # as transformers renders it
