@@ -1,6 +1,6 @@
 """Tokenize the SmolLM2 prompts and the KL texts with llama.cpp into tests/data/smollm2_ids.json.
 
-    python tests/oracles/smollm2_ids.py smollm2.gguf      (needs llama-cpp-python)
+python tests/oracles/smollm2_ids.py smollm2.gguf      (needs llama-cpp-python)
 """
 
 import argparse

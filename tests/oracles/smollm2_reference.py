@@ -199,7 +199,7 @@ def main() -> None:
     print(f"all: {perplexity(rows, windows):.4f}; in top {TOP}: {1 - record['rest'].mean():.4f}")
     record_greedy(model, inputs["prompts"])
     if arguments.report:
-        print(f"estimated KL of the reference itself {estimated_kl(record, rows.numpy()).mean():.7f}")
+        print(f"KL of itself, estimated: {estimated_kl(record, rows.numpy()).mean():.7f}")
         round_to_int8(model)
         other = log_probs(model, windows)
         print(f"int8 per channel: perplexity {perplexity(other, windows):.4f}")
