@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from ovgen.errors import ConfigError
@@ -12,7 +13,11 @@ EXPORT_VERSION = 1  # a higher one has GGUF files exported again
 
 
 def resolve_folder(
-    model: str | os.PathLike[str], *, weights: str = "auto", offline: bool | None = None
+    model: str | os.PathLike[str],
+    *,
+    weights: str = "auto",
+    offline: bool | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Path:
     """The IR folder of a model.
 
@@ -20,6 +25,7 @@ def resolve_folder(
         model: an alias, an IR folder, a ``.gguf`` file or a Hugging Face repository id.
         weights: the format in which a GGUF file is exported.
         offline: never reach for the network; None: as the environment says.
+        progress: called with a line about each stage of an export.
 
     Raises:
         ConfigError: ``weights`` for a model that is exported already, or an unknown format.
@@ -31,7 +37,7 @@ def resolve_folder(
 
         resolved = resolve_model(model, offline=offline)
         if resolved.kind == "gguf":
-            return exported_folder(resolved.path, weights)
+            return exported_folder(resolved.path, weights, progress)
         folder = resolved.path
     if weights != "auto":
         raise ConfigError(f"weights={weights!r} has no effect on {model}: it is exported already")
@@ -45,7 +51,9 @@ def compiled_cache_folder() -> Path:
     return compiled_folder(home_folder())
 
 
-def exported_folder(gguf: Path, weights: str) -> Path:
+def exported_folder(
+    gguf: Path, weights: str, progress: Callable[[str], None] | None = None
+) -> Path:
     """The IR of a GGUF file in the cache; processes that start together export once."""
     from ovgen.hub.cache import home_folder, locked, model_cache_folder
 
@@ -57,5 +65,5 @@ def exported_folder(gguf: Path, weights: str) -> Path:
 
     with locked(home, folder.name):
         if not (folder / MODEL_NAME).is_file():
-            export_gguf(gguf, folder, weights=weights)
+            export_gguf(gguf, folder, weights=weights, progress=progress)
     return folder

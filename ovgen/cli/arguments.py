@@ -1,0 +1,51 @@
+"""What the commands' arguments have in common."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TypeAlias
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+# As in ovgen.export.weights, which would import numpy.
+WEIGHTS = ("auto", "exact", "int8", "f16")
+
+
+def add_command(
+    commands: Commands,
+    name: str,
+    execute: Callable[[argparse.Namespace], None],
+    *,
+    help: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    """A parser whose namespace has ``execute`` and, for errors of usage, ``parser``."""
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=f"{help[0].upper()}{help[1:]}.",
+        epilog=f"example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(execute=execute, parser=parser)
+    return parser
+
+
+def add_weights(container: argparse._ActionsContainer) -> None:
+    """Add ``--weights``."""
+    container.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="auto",
+        help="how a GGUF file is exported (default: %(default)s)",
+    )
+
+
+def key_value(text: str) -> tuple[str, str]:
+    """Split ``KEY=VALUE``."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE")
+    return key, value
