@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -108,20 +109,34 @@ class ChatTemplate:
             )
         return name
 
-    def _run(self, name: str, variables: dict[str, Any]) -> str:
-        from ovgen.text.template_sandbox import ChatEnvironment, WorkLimitError
+    def prepare(self) -> None:
+        """Compile the template for chats without tools now, so that the first one need not wait.
+
+        A template that cannot be compiled says so when it is rendered.
+        """
+        with suppress(Exception):
+            self._compile(self._choose(with_tools=False))
+
+    def _compile(self, name: str) -> tuple[ChatEnvironment, Template]:
+        from ovgen.text.template_sandbox import ChatEnvironment
 
         with self._lock:
             if self._environment is None:
                 self._environment = ChatEnvironment()
             if name not in self._compiled:
                 self._compiled[name] = self._environment.from_string(self._sources[name])
-        self._environment.start_budget()
+            return self._environment, self._compiled[name]
+
+    def _run(self, name: str, variables: dict[str, Any]) -> str:
+        environment, template = self._compile(name)
+        environment.start_budget()
         pieces: list[str] = []
         length = 0
-        for piece in self._compiled[name].generate(variables):
+        for piece in template.generate(variables):
             length += len(piece)
             if length > MAX_OUTPUT:
+                from ovgen.text.template_sandbox import WorkLimitError
+
                 raise WorkLimitError(f"its output is longer than {MAX_OUTPUT} characters")
             pieces.append(piece)
         return "".join(pieces)
