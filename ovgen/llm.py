@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any, SupportsIndex, cast, overload
+from typing import Any, cast, overload
 
 from ovgen.engine.engine import Engine
 from ovgen.engine.output_processor import Arrival, OutputProcessor
 from ovgen.engine.sequence import Request
 from ovgen.engine_config import EngineConfig
-from ovgen.errors import ClosedError, ConfigError, RequestError, TemplateError
+from ovgen.errors import ClosedError, ConfigError, OvgenError, RequestError, TemplateError
 from ovgen.generation_config import GenerationConfig, refuse_unknown_options
 from ovgen.model.compiled_cache import CompiledCache
 from ovgen.model.loader import load_model
@@ -85,12 +85,13 @@ class LLM:
             self.tokenizer, self._chat_template = text.result()
         self.context_length = loaded.context_length
         self.load_time = time.perf_counter() - started
+        runner = StatefulRunner(loaded.compiled, loaded.blob)
         self._engine = Engine(
-            StatefulRunner(loaded.compiled, loaded.blob),
+            runner,
             OutputProcessor(self.tokenizer, load_time=self.load_time),
             context_length=loaded.context_length,
             vocab_size=loaded.vocab_size,
-            token_budget=token_budget,
+            token_budget=min(token_budget, runner.max_batch_tokens or token_budget),
         )
 
     @overload
@@ -197,7 +198,7 @@ class LLM:
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
-            **(template_args or {}),
+            **_checked_template_args(template_args or {}),
         )
         # The template has written the special tokens itself.
         return self._submit_ids(
@@ -246,24 +247,24 @@ class LLM:
     def _submit_ids(
         self, prompt_token_ids: Sequence[int], config: GenerationConfig, started: float
     ) -> Generator[StreamChunk, None, None]:
+        arrival = Arrival(started, time.perf_counter() - started)
         with self._lock:
             self._refuse_closed()
             request = self._engine.prepare(prompt_token_ids, config, started)
-        arrival = Arrival(started, time.perf_counter() - started)
         return self._chunks(request, config, arrival)
 
     def _chunks(
         self, request: Request, config: GenerationConfig, arrival: Arrival
     ) -> Generator[StreamChunk, None, None]:
         mailbox: deque[StreamChunk] = deque()
-        with self._lock:
-            self._refuse_closed()
-            self._mailboxes[request.request_id] = mailbox
-            self._engine.add_request(request, config, arrival)
         try:
+            with self._lock:
+                self._refuse_closed()
+                self._mailboxes[request.request_id] = mailbox
+                self._engine.add_request(request, config, arrival)
             while True:
                 while not mailbox:
-                    self._step(mailbox)
+                    self._step(request, mailbox)
                 chunk = mailbox.popleft()
                 yield chunk
                 if chunk.output is not None:
@@ -272,24 +273,27 @@ class LLM:
             # Taken up by the next step: this may run in the garbage collector, in any thread.
             self._abandoned.append(request)
 
-    def _step(self, mailbox: deque[StreamChunk]) -> None:
+    def _step(self, request: Request, mailbox: deque[StreamChunk]) -> None:
         """Drive the engine by a step, unless another thread's step has filled the mailbox."""
         with self._lock:
             self._refuse_closed()
             if mailbox:
                 return
+            if not self._engine.is_known(request):
+                raise OvgenError("the output was lost as another thread was interrupted; ask again")
             try:
                 while self._abandoned:
-                    self._drop(self._abandoned.popleft())
-                for request, chunk in self._engine.step():
-                    self._mailboxes[request.request_id].append(chunk)
+                    self._drop(self._abandoned[0])
+                    self._abandoned.popleft()
+                for served, chunk in self._engine.step():
+                    self._mailboxes[served.request_id].append(chunk)
             except BaseException:
                 self._engine.recover()
                 raise
 
     def _drop(self, request: Request) -> None:
-        self._mailboxes.pop(request.request_id, None)
         self._engine.abort(request)
+        self._mailboxes.pop(request.request_id, None)
 
     def _refuse_closed(self) -> None:
         if self._closed:
@@ -297,14 +301,28 @@ class LLM:
 
 
 def _load_text(folder: Path) -> tuple[Tokenizer, ChatTemplate | None]:
-    return load_tokenizer(folder), load_chat_template(folder)
+    template = load_chat_template(folder)
+    if template is not None:
+        template.prepare()
+    return load_tokenizer(folder), template
 
 
 def is_one_prompt(prompt: Prompt | Sequence[Prompt]) -> bool:
     """Whether this is a string or token ids, not a list of prompts."""
-    if not isinstance(prompt, Sequence):
+    if isinstance(prompt, str):
+        return True
+    if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
         raise RequestError(f"a prompt is a string or a list of token ids, not {prompt!r:.80}")
-    return isinstance(prompt, str) or all(isinstance(item, SupportsIndex) for item in prompt)
+    return not any(isinstance(item, Iterable) for item in prompt)
+
+
+def _checked_template_args(template_args: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in template_args:
+        if not isinstance(name, str) or name in ("messages", "tools", "add_generation_prompt"):
+            raise ConfigError(
+                f"template_args must not hold {name!r}; it is for a template's further variables"
+            )
+    return template_args
 
 
 def _last(stream: Iterable[StreamChunk]) -> RequestOutput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
 from itertools import count
 from operator import index
@@ -69,6 +70,8 @@ class Engine:
             token_budget=token_budget, max_running_requests=runner.max_running_requests
         )
         self._batch: ScheduledBatch | None = None  # under way on the device
+        self._updated: list[tuple[Request, Sequence]] = []  # not put out yet
+        self._updated_at = 0.0
         self._ids = count()
 
     def prepare(
@@ -77,11 +80,11 @@ class Engine:
         """A checked request, not queued yet; ``now`` is time.perf_counter().
 
         Raises:
-            RequestError: an empty prompt, one that leaves no room in the context, or a token id
-                that the model does not have.
+            RequestError: no token ids, an empty prompt, one that leaves no room in the context, or
+                a token id that the model does not have.
             ConfigError: more new tokens than the context has room for.
         """
-        prompt = tuple(index(token) for token in prompt_token_ids)
+        prompt = _token_ids(prompt_token_ids)
         self._check(prompt, config)
         room = self._context_length - len(prompt)
         return Request(
@@ -103,26 +106,34 @@ class Engine:
 
         The text of this step is made while the device computes the next one.
         """
-        batch = self._batch or self._start_next()
-        if batch is None:
-            return []
-        token_ids = greedy(self._runner.wait())
-        now = time.perf_counter()
-        updated = self._scheduler.update(batch, token_ids, now)
-        self._start_next()
-        return self._emit(updated, now)
+        if not self._updated:  # else the step before broke off
+            batch = self._batch or self._start_next()
+            if batch is None:
+                return []
+            token_ids = greedy(self._runner.wait())
+            self._updated_at = time.perf_counter()
+            self._updated = self._scheduler.update(batch, token_ids, self._updated_at)
+            self._start_next()
+        return self._emit()
 
     def abort(self, request: Request) -> None:
-        """End a request that was added, unless it has ended; it emits nothing more."""
-        if not request.is_finished:
-            self._scheduler.abort(request)
-            self._output_processor.finish(request)
+        """End a request, if it has not ended, and forget it; it emits nothing more."""
+        self._scheduler.abort(request)
+        self._output_processor.drop(request)
+
+    def is_known(self, request: Request) -> bool:
+        """Whether a request was added, and neither aborted nor put out whole."""
+        return self._output_processor.is_known(request)
 
     def recover(self) -> None:
-        """After an error in the middle of a step: whatever is still wanted is computed anew."""
+        """After an error anywhere in a step: whatever is still wanted is computed anew.
+
+        Tokens that were sampled stay, and the next step puts out those that were not.
+        """
         self._batch = None
-        self._runner.reset()
         self._scheduler.preempt_all()
+        self._updated = self._output_processor.behind()
+        self._runner.reset()
 
     def close(self) -> None:
         """Free the model."""
@@ -135,18 +146,19 @@ class Engine:
             self._runner.start(self._batch)
         return self._batch
 
-    def _emit(
-        self, updated: list[tuple[Request, Sequence]], now: float
-    ) -> list[tuple[Request, StreamChunk]]:
+    def _emit(self) -> list[tuple[Request, StreamChunk]]:
         emitted = []
-        for request, sequence in updated:
-            chunk, stop_string = self._output_processor.advance(sequence, now)
+        for request, sequence in self._updated:
+            if not self.is_known(request):  # aborted since
+                continue
+            chunk, stop_string = self._output_processor.advance(request, sequence, self._updated_at)
             if stop_string is not None:
-                self._scheduler.finish(request, sequence, "stop", stop_string)
+                self._scheduler.stop(request, sequence, stop_string)
             if request.is_finished:
                 output = self._output_processor.finish(request)
                 chunk = StreamChunk(chunk.text, chunk.token_ids, output)
             emitted.append((request, chunk))
+        self._updated = []
         return emitted
 
     def _check(self, prompt: tuple[int, ...], config: GenerationConfig) -> None:
@@ -169,3 +181,16 @@ class Engine:
                 f"model's context of {self._context_length} has room for "
                 f"{self._context_length - len(prompt)}"
             )
+
+
+def _token_ids(prompt: object) -> tuple[int, ...]:
+    """A prompt as plain ints; numpy's are welcome, while bools and bytes are mistakes."""
+    if not isinstance(prompt, Iterable) or isinstance(prompt, (str, bytes, bytearray)):
+        raise RequestError(f"a prompt is a string or a list of token ids, not {prompt!r:.80}")
+    tokens = tuple(prompt)
+    try:
+        if not any(isinstance(token, bool) for token in tokens):
+            return tuple(map(index, tokens))
+    except TypeError:
+        pass
+    raise RequestError(f"token ids must be whole numbers, not as in {tokens!r:.80}")

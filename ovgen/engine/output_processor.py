@@ -35,6 +35,15 @@ class _TextState:
     detokenization_time: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Unfinished:
+    """A request that is not put out, with the text of its sequences by seq_id."""
+
+    request: Request
+    arrival: Arrival
+    states: dict[int, _TextState]
+
+
 class OutputProcessor:
     """Holds the text of every unfinished request.
 
@@ -46,33 +55,23 @@ class OutputProcessor:
     def __init__(self, tokenizer: Tokenizer, *, load_time: float) -> None:
         self._tokenizer = tokenizer
         self._load_time = load_time
-        self._states: dict[int, _TextState] = {}  # by seq_id
-        self._arrivals: dict[int, Arrival] = {}  # by request_id
+        self._unfinished: dict[int, _Unfinished] = {}  # by request_id
 
     def add(self, request: Request, config: GenerationConfig, arrival: Arrival) -> None:
         """Begin the text of a new request."""
-        self._arrivals[request.request_id] = arrival
-        for sequence in request.sequences:
-            stops = tuple(config.stop_strings)
-            self._states[sequence.seq_id] = _TextState(
-                IncrementalDetokenizer(
-                    self._tokenizer, skip_special_tokens=config.skip_special_tokens
-                ),
-                StopStringMatcher(
-                    stops, include_stop_str_in_output=config.include_stop_str_in_output
-                )
-                if stops
-                else None,
-                config.skip_special_tokens,
-            )
+        states = {sequence.seq_id: self._new_state(config) for sequence in request.sequences}
+        self._unfinished[request.request_id] = _Unfinished(request, arrival, states)
 
-    def advance(self, sequence: Sequence, now: float) -> tuple[StreamChunk, str | None]:
+    def advance(
+        self, request: Request, sequence: Sequence, now: float
+    ) -> tuple[StreamChunk, str | None]:
         """The text of a sequence's new tokens, and the stop string it ran into.
 
         Args:
+            request: whose sequence it is.
             sequence: with tokens sampled at the time ``now``.
         """
-        state = self._states[sequence.seq_id]
+        state = self._unfinished[request.request_id].states[sequence.seq_id]
         started = time.perf_counter()
         new = sequence.output_token_ids[state.num_seen_tokens :]
         state.num_seen_tokens += len(new)
@@ -93,8 +92,9 @@ class OutputProcessor:
 
     def finish(self, request: Request) -> RequestOutput:
         """The output of a request whose sequences have all ended; its state is dropped."""
-        arrival = self._arrivals.pop(request.request_id)
-        states = [self._states.pop(sequence.seq_id) for sequence in request.sequences]
+        unfinished = self._unfinished[request.request_id]
+        arrival = unfinished.arrival
+        states = [unfinished.states[sequence.seq_id] for sequence in request.sequences]
         outputs = tuple(
             _completion(sequence, state)
             for sequence, state in zip(request.sequences, states, strict=True)
@@ -109,7 +109,35 @@ class OutputProcessor:
             tokenization_time=arrival.tokenization_time,
             detokenization_time=sum(state.detokenization_time for state in states),
         )
+        self.drop(request)
         return RequestOutput(request.prompt_token_ids, outputs, metrics)
+
+    def drop(self, request: Request) -> None:
+        """Forget a request, where it is known."""
+        self._unfinished.pop(request.request_id, None)
+
+    def is_known(self, request: Request) -> bool:
+        """Whether a request was added, and neither finished nor dropped."""
+        return request.request_id in self._unfinished
+
+    def behind(self) -> list[tuple[Request, Sequence]]:
+        """The sequences that have grown since `advance`, or have ended and are not put out."""
+        return [
+            (unfinished.request, sequence)
+            for unfinished in self._unfinished.values()
+            for sequence in unfinished.request.sequences
+            if unfinished.request.is_finished
+            or len(sequence.output_token_ids) > unfinished.states[sequence.seq_id].num_seen_tokens
+        ]
+
+    def _new_state(self, config: GenerationConfig) -> _TextState:
+        stops = tuple(config.stop_strings)
+        include = config.include_stop_str_in_output
+        return _TextState(
+            IncrementalDetokenizer(self._tokenizer, skip_special_tokens=config.skip_special_tokens),
+            StopStringMatcher(stops, include_stop_str_in_output=include) if stops else None,
+            config.skip_special_tokens,
+        )
 
 
 def _without_ending(sequence: Sequence, new: list[int], state: _TextState) -> list[int]:

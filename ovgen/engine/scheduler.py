@@ -76,7 +76,15 @@ class Scheduler:
                 self.finish(request, sequence, "length")
             if token_id is not None or sequence.finish_reason is not None:
                 updated.append((request, sequence))
-        return updated
+        return updated + self._end_late_waiting(now)
+
+    def _end_late_waiting(self, now: float) -> list[tuple[Request, Sequence]]:
+        """End the requests that were to be done before their turn came."""
+        late = [r for r in self._waiting if r.deadline is not None and now >= r.deadline]
+        ended = [(request, sequence) for request in late for sequence in request.sequences]
+        for request, sequence in ended:
+            self.finish(request, sequence, "length")
+        return ended
 
     def _finish_if_done(self, request: Request, sequence: Sequence, token_id: int) -> None:
         if token_id in request.eos_ids:
@@ -97,6 +105,12 @@ class Scheduler:
         if request.is_finished:
             self._remove(request)
 
+    def stop(self, request: Request, sequence: Sequence, stop_string: str) -> None:
+        """End a sequence that ran into a stop string, be it also too long by the same token."""
+        sequence.finish_reason, sequence.stop_reason = "stop", stop_string
+        if request.is_finished:
+            self._remove(request)
+
     def abort(self, request: Request) -> None:
         """End whatever of a request is unfinished."""
         for sequence in request.sequences:
@@ -104,9 +118,14 @@ class Scheduler:
 
     def preempt_all(self) -> None:
         """Forget what was computed, so that all of it is computed again."""
-        for request in self._running:
+        for request in [*self._running, *self._waiting]:
             for sequence in request.sequences:
                 sequence.num_computed_tokens = 0
+                # An update may have broken off after the append.
+                if sequence.output_token_ids:
+                    self._finish_if_done(request, sequence, sequence.output_token_ids[-1])
+            if request.is_finished:
+                self._remove(request)
 
     def _remove(self, request: Request) -> None:
         for queue in (self._running, self._waiting):
