@@ -16,7 +16,8 @@ import openvino as ov
 from ovgen.errors import ConfigError, StorageError
 from ovgen.export.architectures import build_model, check_architecture
 from ovgen.export.gguf import GGUFFile, open_gguf
-from ovgen.export.weights import WeightReader, check_weights
+from ovgen.export.weight_reader import WeightReader
+from ovgen.export.weights import check_weights
 
 Progress = Callable[[str], None]
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ovgen.errors import ConfigError, ModelFormatError
-from ovgen.export.gguf import GGMLType, GGUFFile, GGUFTensor
+from ovgen.export.gguf import GGMLType, GGUFTensor
 from ovgen.export.gguf_quants import codes, dequantize
 
 WEIGHTS = ("auto", "exact", "int8", "f16")
@@ -23,9 +23,6 @@ Floats = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 # int8 matmul beats 4-bit codes with a second matmul for the offsets.
 SMALL_MODEL_PARAMETERS = 500_000_000
 INT8_GROUP = 64
-# A group below the run time's quantization group of 64 keeps a matmul's input in float32. For
-# inputs with outliers: of SmolLM2's mean KL of 0.0060 the feed-forward outputs cause 0.0010.
-OUTLIER_INT8_GROUP = 32
 _CHUNK_VALUES = 4 << 20
 
 _FOUR_BIT = (GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q4_K)
@@ -180,7 +177,7 @@ def _dense(
 ) -> DenseMatrix:
     values = np.empty(_shape(tensors), dtype)
     for tensor, data, rows in _chunks(tensors, parts):
-        values[rows] = _finite(tensor, dequantize(data, tensor.type), dtype)
+        values[rows] = finite(tensor, dequantize(data, tensor.type), dtype)
     return DenseMatrix(values)
 
 
@@ -196,12 +193,12 @@ def _int8(
     quants = np.empty((num_rows, cols), np.int8)
     scales = np.empty((num_rows, cols // group), dtype)
     for tensor, data, rows in _chunks(tensors, parts):
-        values = _finite(tensor, dequantize(data, tensor.type), np.float32)
+        values = finite(tensor, dequantize(data, tensor.type), np.float32)
         grouped = values.reshape(len(values), -1, group)
         # The codes are rounded to the grid of the scale as stored. Its smallest value keeps a
         # group of zeros from dividing by zero.
         step = np.maximum(np.abs(grouped).max(axis=2) / 127, np.finfo(dtype).smallest_subnormal)
-        scales[rows] = _finite(tensor, step, dtype)
+        scales[rows] = finite(tensor, step, dtype)
         grid = grouped / scales[rows, :, None].astype(np.float32)
         quants[rows] = np.clip(np.rint(grid), -127, 127).reshape(values.shape)
     return QuantizedMatrix(quants, scales, None, group, 8)
@@ -224,9 +221,9 @@ def _codes(
         assert grid is not None, "one matrix has one type"
         signed = (grid.codes.astype(np.int16) - centre).astype(np.int8)
         quants[rows] = _pack_nibbles(signed) if bits == 4 else signed
-        scales[rows] = _finite(tensor, grid.scales, dtype)
+        scales[rows] = finite(tensor, grid.scales, dtype)
         if offsets is not None and grid.offsets is not None:
-            offsets[rows] = _finite(tensor, grid.offsets + centre * grid.scales, dtype)
+            offsets[rows] = finite(tensor, grid.offsets + centre * grid.scales, dtype)
     return QuantizedMatrix(quants, scales, offsets, group, 4 if bits == 4 else 8)
 
 
@@ -235,7 +232,7 @@ def _pack_nibbles(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
     return np.asarray(nibbles[:, 0::2] | (nibbles[:, 1::2] << 4), np.uint8)
 
 
-def _finite(tensor: GGUFTensor, values: npt.NDArray[Any], dtype: type[Any]) -> npt.NDArray[Any]:
+def finite(tensor: GGUFTensor, values: npt.NDArray[Any], dtype: type[Any]) -> npt.NDArray[Any]:
     with np.errstate(over="ignore"):
         cast = values.astype(dtype, copy=False)
     if not np.isfinite(cast).all():
@@ -244,86 +241,3 @@ def _finite(tensor: GGUFTensor, values: npt.NDArray[Any], dtype: type[Any]) -> n
             "the file is damaged, or needs weights='exact'"
         )
     return cast
-
-
-class WeightReader:
-    """The tensors of a GGUF file, each to be asked for by name and in the wanted format."""
-
-    def __init__(self, gguf: GGUFFile, weights: str) -> None:
-        check_weights(weights)
-        self._gguf = gguf
-        self._weights = weights
-        self._unread = dict.fromkeys(gguf.tensors)
-        self.num_parameters = sum(int(np.prod(t.shape)) for t in gguf.tensors.values())
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._gguf.tensors
-
-    def vector(self, name: str, size: int) -> npt.NDArray[np.float32]:
-        """A one-dimensional tensor as float32 [size]."""
-        tensor = self._take(name, (size,))
-        return _finite(tensor, dequantize(tensor.data, tensor.type), np.float32).reshape(size)
-
-    def matrix(
-        self,
-        name: str,
-        shape: tuple[int, int],
-        *,
-        is_table: bool = False,
-        int8_group: int = INT8_GROUP,
-    ) -> Matrix:
-        """A matrix [rows, cols]; a table is looked up by row. ``int8_group``: see `read_matrix`."""
-        tensor = self._take(name, shape)
-        return read_matrix([tensor], self._format(tensor, is_table), int8_group=int8_group)
-
-    def stack(
-        self,
-        parts: Sequence[tuple[str, int]],
-        cols: int,
-        *,
-        interleaved: Sequence[int] | None = None,
-    ) -> list[Matrix]:
-        """Matrices ``(name, rows)`` that are applied to the same input, as few as can be.
-
-        All in one where their formats agree, so that one matmul computes them; else each alone.
-        ``interleaved``: see `read_matrix`.
-        """
-        tensors = [self._take(name, (rows, cols)) for name, rows in parts]
-        formats = [self._format(tensor, is_table=False) for tensor in tensors]
-        heads = interleaved or [0] * len(tensors)
-        kept_codes = formats[0].kind == "codes"
-        if len(set(formats)) == 1 and (not kept_codes or len({t.type for t in tensors}) == 1):
-            return [read_matrix(tensors, formats[0], interleaved=heads)]
-        return [
-            read_matrix([tensor], fmt, interleaved=[head])
-            for tensor, fmt, head in zip(tensors, formats, heads, strict=True)
-        ]
-
-    def refuse_unread(self) -> None:
-        """Raise ModelFormatError if a tensor was not used: the graph would not be the model's."""
-        if self._unread:
-            names = ", ".join(list(self._unread)[:3])
-            raise ModelFormatError(
-                f"{self._gguf.path}: {len(self._unread)} tensors do not belong to this "
-                f"architecture, the first are {names}"
-            )
-
-    def _format(self, tensor: GGUFTensor, is_table: bool) -> Format:
-        return choose_format(
-            tensor.type,
-            self._weights,
-            num_parameters=self.num_parameters,
-            is_table=is_table,
-        )
-
-    def _take(self, name: str, shape: tuple[int, ...]) -> GGUFTensor:
-        tensor = self._gguf.tensors.get(name)
-        if tensor is None:
-            raise ModelFormatError(f"{self._gguf.path}: the tensor {name!r} is missing")
-        if tuple(tensor.shape) != shape:
-            raise ModelFormatError(
-                f"{self._gguf.path}: tensor {name!r} has shape {tuple(tensor.shape)}, "
-                f"the metadata asks for {shape}"
-            )
-        self._unread.pop(name, None)
-        return tensor

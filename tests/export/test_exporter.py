@@ -14,7 +14,7 @@ from ovgen.errors import ConfigError, ModelFormatError, StorageError
 from ovgen.export.architectures import build_model
 from ovgen.export.exporter import export_gguf, new_folder
 from ovgen.export.gguf import open_gguf
-from ovgen.export.weights import WeightReader
+from ovgen.export.weight_reader import WeightReader
 
 REFERENCE = Path(__file__).parents[1] / "data" / "tiny_gguf_logits.npz"
 EXACT = {

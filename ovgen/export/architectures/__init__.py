@@ -10,7 +10,7 @@ import openvino as ov
 from ovgen.errors import UnsupportedModelError
 from ovgen.export.architectures import llama
 from ovgen.export.gguf import GGUFFile
-from ovgen.export.weights import WeightReader
+from ovgen.export.weight_reader import WeightReader
 
 
 class ModelConfig(Protocol):

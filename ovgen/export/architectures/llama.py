@@ -27,7 +27,8 @@ from ovgen.export.graph import (
     swiglu,
     tied_linear,
 )
-from ovgen.export.weights import OUTLIER_INT8_GROUP, WeightReader, unpermute
+from ovgen.export.weight_reader import WeightReader
+from ovgen.export.weights import unpermute
 
 _LIMIT = 1 << 20  # no size in the metadata may be larger
 
@@ -187,8 +188,7 @@ def feed_forward(x: Value, name: str, config: LlamaConfig, weights: WeightReader
     hidden, inner = config.hidden_size, config.intermediate_size
     parts = [(f"{name}.ffn_{kind}.weight", inner) for kind in ("gate", "up")]
     gate, up = linears(x, weights.stack(parts, hidden), [inner, inner])
-    down = weights.matrix(f"{name}.ffn_down.weight", (hidden, inner), int8_group=OUTLIER_INT8_GROUP)
-    return linear(swiglu(gate, up), down)
+    return linear(swiglu(gate, up), weights.matrix(f"{name}.ffn_down.weight", (hidden, inner)))
 
 
 def head(x: Value, table: Value, config: LlamaConfig, weights: WeightReader) -> Value:
