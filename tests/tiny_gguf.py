@@ -45,14 +45,14 @@ VARIANTS = {name: Variant(name) for name in TYPES} | {
 }
 
 
-def write_tiny_gguf(path: Path, variant: Variant) -> Path:
-    """Write the file of a variant."""
+def write_tiny_gguf(path: Path, variant: Variant, inner: int = INNER) -> Path:
+    """Write the file of a variant, its feed-forward network as wide as asked."""
     random = np.random.default_rng(7)
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(128)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(INNER)
+    writer.add_feed_forward_length(inner)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
@@ -79,9 +79,9 @@ def write_tiny_gguf(path: Path, variant: Variant) -> Path:
         value_type = variant.value_type or variant.type
         matrix(f"{name}.attn_v.weight", KV_HEADS * HEAD_DIM, HIDDEN, value_type)
         matrix(f"{name}.attn_output.weight", HIDDEN, HIDDEN)
-        matrix(f"{name}.ffn_gate.weight", INNER, HIDDEN)
-        matrix(f"{name}.ffn_up.weight", INNER, HIDDEN)
-        matrix(f"{name}.ffn_down.weight", HIDDEN, INNER)
+        matrix(f"{name}.ffn_gate.weight", inner, HIDDEN)
+        matrix(f"{name}.ffn_up.weight", inner, HIDDEN)
+        matrix(f"{name}.ffn_down.weight", HIDDEN, inner)
         if variant.has_bias:
             vector(f"{name}.attn_q.bias", HIDDEN, 0.0)
             vector(f"{name}.attn_k.bias", KV_HEADS * HEAD_DIM, 0.0)

@@ -56,6 +56,15 @@ class GGUFFile:
         """`general.architecture`, as "llama"."""
         return self.get_str("general.architecture")
 
+    def release_pages(self) -> None:
+        """Let the system drop what was read from memory; it is read again where it is needed.
+
+        A mapped file counts as used memory, so an exporter that has read all of it would seem to
+        hold it twice.
+        """
+        if self._mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._mapping.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Let go of the mapping; views that are still held keep it alive until they go."""
         mapping, self._mapping = self._mapping, None

@@ -96,7 +96,9 @@ class WeightReader:
     ) -> Matrix:
         is_outer = tensors[0].name.startswith(self._outer_blocks)
         group = OUTER_INT8_GROUP if is_outer else INT8_GROUP
-        return read_matrix(tensors, fmt, interleaved=interleaved, int8_group=group)
+        matrix = read_matrix(tensors, fmt, interleaved=interleaved, int8_group=group)
+        self._gguf.release_pages()
+        return matrix
 
     def _format(self, tensor: GGUFTensor, is_table: bool) -> Format:
         return choose_format(

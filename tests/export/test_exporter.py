@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +167,21 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not an empty folder"):
         export_gguf(path, target)
     assert [file.name for file in target.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory as Linux counts it")
+def test_the_peak_memory_is_bounded_by_the_output(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "big.gguf", VARIANTS["F16"], inner=98304)
+    code = (
+        "import sys; from ovgen.export.exporter import export_gguf;"
+        "export_gguf(sys.argv[1], sys.argv[2], weights='f16');"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    )
+    command = [sys.executable, "-c", code, str(path), str(tmp_path / "out")]
+    peak = 1024 * int(subprocess.run(command, check=True, capture_output=True).stdout)
+    size = sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
+    assert size > 300e6
+    assert peak < size + 300e6
 
 
 def test_unknown_weights_are_refused(tmp_path: Path) -> None:
