@@ -1,0 +1,61 @@
+"""Whatever can rot in the README is held against what it speaks of."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_ci_runs_the_test_command() -> None:
+    _, test_command = blocks("sh")
+    assert test_command.strip().endswith("&& pytest")
+    assert test_command in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.model
+def test_the_first_command_answers(smollm2_gguf: Path, ovgen_home: Path, downloads: Path) -> None:
+    first, _ = blocks("sh")
+    install, run = first.strip().split(" && ", 1)
+    assert install == "pip install ."
+    (ovgen_home / "sources").symlink_to(downloads / "sources")
+    command = f"{sys.executable} -m {run}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout == "The capital of France is Paris.\n"
+
+
+@pytest.mark.model
+def test_the_example_prints_what_it_says(
+    smollm2_gguf: Path, ovgen_home: Path, downloads: Path
+) -> None:
+    (example,) = blocks("python")
+    assert len(example.splitlines()) == 6
+    (ovgen_home / "sources").symlink_to(downloads / "sources")
+    command = [sys.executable, "-c", example]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [done.stdout] == blocks("text")
+
+
+def test_the_layout_names_what_there_is() -> None:
+    named = set(re.findall(r"^\| `([\w./]+)` \|", README, re.MULTILINE))
+    packages = {f"ovgen/{path.parent.name}/" for path in (ROOT / "ovgen").glob("*/__init__.py")}
+    assert named == packages | {"ovgen/llm.py", "tests/", "benchmarks/"}
+    assert all((ROOT / name).exists() for name in named)
+
+
+def test_the_scope_names_the_tensor_types() -> None:
+    from ovgen.export.gguf_quants import GGMLType
+
+    listed = re.search(r"architecture with (.*?) tensors", README, re.DOTALL)
+    assert listed is not None
+    assert set(re.findall(r"\w*\d\w*", listed[1])) == {kind.name for kind in GGMLType}
