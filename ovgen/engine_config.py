@@ -41,6 +41,9 @@ class EngineConfig:
             )
         if not isinstance(self.properties, Mapping):
             raise ConfigError(f"properties must be a mapping, not {self.properties!r}")
+        for name in self.properties:
+            if not isinstance(name, str):
+                raise ConfigError(f"properties must have names of OpenVINO as keys, not {name!r}")
         if isinstance(self.token_budget, bool) or not isinstance(self.token_budget, int):
             raise ConfigError(f"token_budget must be a whole number, not {self.token_budget!r}")
         if self.token_budget < 1:

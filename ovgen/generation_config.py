@@ -44,7 +44,9 @@ class GenerationConfig:
         if self.max_new_tokens is not None:
             _check_int("max_new_tokens", self.max_new_tokens, minimum=1)
         if self.max_time is not None and not (
-            isinstance(self.max_time, (int, float)) and 0 < self.max_time < math.inf
+            isinstance(self.max_time, (int, float))
+            and not isinstance(self.max_time, bool)
+            and 0 < self.max_time < math.inf
         ):
             raise ConfigError(
                 f"max_time must be a number of seconds above 0, not {self.max_time!r}"

@@ -99,13 +99,11 @@ class CompiledCache:
 
     def _path(self, core: ov.Core, xml: Path, config: EngineConfig) -> Path:
         stats = [path.stat() for path in (xml, xml.with_suffix(".bin"))]
-        device = config.device.split(":")[0]
         options = (
             _VERSION,
             ov.get_version(),
             config.device,
-            core.get_property(device, "FULL_DEVICE_NAME"),
-            core.get_property(device, "OPTIMIZATION_CAPABILITIES"),
+            _identity(core, config.device),
             os.cpu_count(),
             config.precision,
             sorted((key, str(value)) for key, value in config.properties.items()),
@@ -114,3 +112,12 @@ class CompiledCache:
         parts = (str(xml.absolute()), content, options)
         name = "-".join(hashlib.sha256(repr(part).encode()).hexdigest()[:16] for part in parts)
         return self._folder / f"{name}.blob"
+
+
+def _identity(core: ov.Core, device: str) -> list[str]:
+    """What tells this machine's device from another's; some virtual ones cannot say."""
+    identity = []
+    for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES"):
+        with contextlib.suppress(RuntimeError):
+            identity.append(str(core.get_property(device.split(":")[0], name)))
+    return identity

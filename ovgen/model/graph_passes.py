@@ -50,7 +50,7 @@ def _find_head(node: ov.Node) -> ov.Node | None:
         node = data[0]
     is_head = (
         node.get_type_name() == "MatMul"
-        and node.input_value(0).get_partial_shape().rank.get_length() == 3
+        and node.input_value(0).get_partial_shape().rank == ov.Dimension(3)
         and not node.get_attributes()["transpose_a"]
     )
     return node if is_head else None

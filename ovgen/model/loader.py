@@ -144,7 +144,7 @@ def _context_length(folder: Path) -> int:
     text_config = config.get("text_config")
     for section in (config, text_config if isinstance(text_config, dict) else {}):
         for key in _CONTEXT_KEYS:
-            if key in section:
+            if section.get(key) is not None:
                 return _checked_length(path, key, section[key])
     return _UNBOUNDED_CONTEXT
 

@@ -31,8 +31,8 @@ def resolve_folder(
         ConfigError: ``weights`` for a model that is exported already, or an unknown format.
         ModelError, DownloadError, StorageError: see `ovgen.errors`.
     """
-    folder = Path(model) if (Path(model) / MODEL_NAME).is_file() else None
-    if folder is None:
+    folder = Path(model)
+    if not _is_ir_folder(model):
         from ovgen.hub.resolve import resolve_model
 
         resolved = resolve_model(model, offline=offline)
@@ -42,6 +42,13 @@ def resolve_folder(
     if weights != "auto":
         raise ConfigError(f"weights={weights!r} has no effect on {model}: it is exported already")
     return folder
+
+
+def _is_ir_folder(model: str | os.PathLike[str]) -> bool:
+    try:
+        return os.fspath(model) != "" and (Path(model) / MODEL_NAME).is_file()
+    except (OSError, ValueError):  # a name too long for the system, or with a NUL in it
+        return False
 
 
 def compiled_cache_folder() -> Path:

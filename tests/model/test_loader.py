@@ -1,0 +1,160 @@
+"""From a folder to a compiled model: properties, context, and everything that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import openvino as ov
+import pytest
+
+from ovgen.engine_config import EngineConfig
+from ovgen.errors import ConfigError, DeviceError, ModelFormatError, ModelNotFoundError
+from ovgen.model import loader
+from ovgen.model.loader import first_line, load_model
+
+LLAMA = Path(__file__).parents[1] / "fixtures" / "tiny" / "llama"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the tiny llama, to be broken."""
+    return Path(shutil.copytree(LLAMA, tmp_path / "llama"))
+
+
+def load(folder: Path, **options):
+    return load_model(folder, EngineConfig(**options), None)
+
+
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_what_the_config_says():
+    loaded = load(LLAMA)
+    assert (loaded.context_length, loaded.vocab_size) == (256, 320)
+    assert loaded.blob is None
+
+
+def properties_of(compiled: ov.CompiledModel) -> tuple[object, object, object]:
+    return (
+        compiled.get_property("INFERENCE_PRECISION_HINT"),
+        compiled.get_property("KV_CACHE_PRECISION"),
+        compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE"),
+    )
+
+
+def test_exact_is_float32_throughout():
+    assert properties_of(load(LLAMA, precision="exact").compiled) == (ov.Type.f32, ov.Type.f32, 0)
+
+
+def test_default_on_x86(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loader.platform, "machine", lambda: "x86_64")
+    precision, _, group = properties_of(load(LLAMA).compiled)
+    assert (precision, group) == (ov.Type.f32, 64)
+
+
+@pytest.mark.parametrize(("weights", "group"), [(None, 64), (32, 32), (64, 64), (128, 64)])
+def test_the_quantization_group_does_not_exceed_the_weights(
+    monkeypatch: pytest.MonkeyPatch, weights: int | None, group: int
+):
+    monkeypatch.setattr(loader.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(loader, "weight_group", lambda model: weights)
+    assert properties_of(load(LLAMA).compiled)[2] == group
+
+
+def test_default_elsewhere_is_the_devices_own(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loader.platform, "machine", lambda: "aarch64")
+    plain = ov.Core().compile_model(LLAMA / "openvino_model.xml", "CPU")
+    assert properties_of(load(LLAMA).compiled) == properties_of(plain)
+
+
+def test_the_callers_properties_win():
+    properties = {"INFERENCE_NUM_THREADS": 1, "KV_CACHE_PRECISION": "f16"}
+    compiled = load(LLAMA, properties=properties).compiled
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    assert compiled.get_property("KV_CACHE_PRECISION") == ov.Type.f16
+
+
+def test_exact_and_a_property_that_contradicts_it():
+    with pytest.raises(ConfigError, match="KV_CACHE_PRECISION"):
+        load(LLAMA, precision="exact", properties={"KV_CACHE_PRECISION": "u8"})
+
+
+@pytest.mark.parametrize("name", ["openvino_model.xml", "openvino_model.bin"])
+def test_a_missing_file(folder: Path, name: str):
+    (folder / name).unlink()
+    with pytest.raises(ModelNotFoundError, match=name):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["openvino_model.xml", "openvino_model.bin", "config.json"])
+@pytest.mark.parametrize("damage", [cut_in_half, lambda path: path.write_bytes(b"")])
+def test_a_damaged_file(folder: Path, name: str, damage):
+    damage(folder / name)
+    with pytest.raises(ModelFormatError, match=name.removesuffix(".bin")) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_device_names_those_there_are():
+    with pytest.raises(DeviceError, match=r"'cpu'; available here: .*CPU"):
+        load(LLAMA, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "properties", [{"NO_SUCH_PROPERTY": 1}, {"INFERENCE_PRECISION_HINT": "f99"}]
+)
+def test_properties_that_the_device_refuses(properties: dict[str, object]):
+    with pytest.raises(DeviceError, match=next(iter(properties))) as caught:
+        load(LLAMA, properties=properties)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["AUTO", "AUTO:CPU", "HETERO:CPU", "BATCH:CPU"])
+def test_virtual_devices(device: str, tmp_path: Path):
+    cache = loader.CompiledCache(tmp_path)
+    for _ in range(2):
+        assert load_model(LLAMA, EngineConfig(device=device), cache).vocab_size == 320
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"max_position_embeddings": 77}, 77),
+        ({"n_positions": 78}, 78),
+        ({"max_seq_len": 79}, 79),
+        ({"max_position_embeddings": None, "seq_length": 80}, 80),
+        ({"text_config": {"max_position_embeddings": 81}}, 81),
+        ({"text_config": None}, 1 << 20),
+        ({}, 1 << 20),
+    ],
+)
+def test_context_length(folder: Path, config: dict[str, object], length: int):
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load(folder).context_length == length
+
+
+def test_no_config_at_all(folder: Path):
+    (folder / "config.json").unlink()
+    assert load(folder).context_length == 1 << 20
+
+
+@pytest.mark.parametrize("value", [0, -1, "many", True, 2048.5, [1]])
+def test_an_impossible_context_length(folder: Path, value: object):
+    (folder / "config.json").write_text(json.dumps({"n_positions": value}))
+    with pytest.raises(ModelFormatError, match="n_positions"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("Exception from a.cpp:1:\nCheck 'x' failed at b.cpp:2:\nIt is broken\n\n", "It is broken"),
+        ("Exception from a.cpp:1:\n", "Exception from a.cpp:1:"),
+        ("", "unknown error"),
+    ],
+)
+def test_the_line_that_says_what_is_wrong(message: str, line: str):
+    assert first_line(RuntimeError(message)) == line

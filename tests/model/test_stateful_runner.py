@@ -1,0 +1,163 @@
+"""The stateful runner over tiny models: state, aborted and broken steps."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+from openvino import opset15 as op
+
+from ovgen.engine.batch import ScheduledBatch, ScheduledSequence
+from ovgen.engine.sequence import Request, Sequence
+from ovgen.engine_config import EngineConfig
+from ovgen.errors import DeviceError, UnsupportedModelError
+from ovgen.model.loader import load_model
+from ovgen.model.stateful_runner import StatefulRunner
+
+LLAMA = Path(__file__).parents[1] / "fixtures" / "tiny" / "llama"
+PROMPT = (5, 6, 7, 8, 9)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> ov.CompiledModel:
+    return load_model(LLAMA, EngineConfig(precision="exact"), None).compiled
+
+
+@pytest.fixture
+def runner(compiled: ov.CompiledModel) -> StatefulRunner:
+    return StatefulRunner(compiled)
+
+
+def make_request(request_id: int, prompt: tuple[int, ...] = PROMPT) -> Request:
+    sequence = Sequence(request_id, prompt)
+    return Request(request_id, prompt, 99, frozenset(), None, [sequence])
+
+
+def next_batch(request: Request, count: int | None = None) -> ScheduledBatch:
+    [sequence] = request.sequences
+    missing = sequence.num_tokens - sequence.num_computed_tokens
+    return ScheduledBatch((ScheduledSequence(request, sequence, count or missing),))
+
+
+def run(runner: StatefulRunner, request: Request, count: int | None = None) -> np.ndarray:
+    batch = next_batch(request, count)
+    runner.start(batch)
+    logits = runner.wait().copy()
+    for item in batch.scheduled:
+        item.sequence.num_computed_tokens += item.num_scheduled_tokens
+    return logits
+
+
+def test_float32_rows_of_the_vocabulary(runner: StatefulRunner):
+    logits = run(runner, make_request(0))
+    assert (logits.shape, logits.dtype) == ((1, 320), np.float32)
+
+
+def test_a_part_of_a_prompt_has_no_logits(runner: StatefulRunner):
+    assert run(runner, make_request(0), 3).shape == (0, 320)
+
+
+def test_token_by_token_gives_what_all_at_once_gives(runner: StatefulRunner):
+    whole = run(runner, make_request(0))
+    request = make_request(1)
+    for _ in PROMPT:
+        last = run(runner, request, 1)
+    np.testing.assert_allclose(last, whole, atol=1e-5)
+
+
+def test_another_request_starts_from_nothing(runner: StatefulRunner):
+    whole = run(runner, make_request(0))
+    run(runner, make_request(1, (99, 98)), 1)  # and is given up
+    np.testing.assert_array_equal(run(runner, make_request(2)), whole)
+
+
+def test_a_preempted_request_starts_from_nothing(runner: StatefulRunner):
+    request = make_request(0)
+    whole = run(runner, request)
+    request.sequences[0].num_computed_tokens = 0
+    np.testing.assert_array_equal(run(runner, request), whole)
+
+
+def test_reset_forgets_a_batch_under_way(runner: StatefulRunner):
+    whole = run(runner, make_request(0))
+    runner.start(next_batch(make_request(1, (99, 98))))
+    runner.reset()
+    np.testing.assert_array_equal(run(runner, make_request(2)), whole)
+
+
+def test_a_start_after_a_step_that_broke_off(runner: StatefulRunner):
+    whole = run(runner, make_request(0))
+    runner.start(next_batch(make_request(1, (99, 98))))  # and then a KeyboardInterrupt
+    np.testing.assert_array_equal(run(runner, make_request(2)), whole)
+
+
+def test_a_step_that_the_device_cannot_compute(
+    runner: StatefulRunner, monkeypatch: pytest.MonkeyPatch
+):
+    whole = run(runner, make_request(0))
+
+    def bad_feed(batch: ScheduledBatch) -> dict[str, np.ndarray]:
+        feed = StatefulRunner._feed(runner, batch)
+        return feed | {"attention_mask": feed["attention_mask"][:, :3].copy()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_feed", bad_feed)
+        runner.start(next_batch(make_request(1)))
+        with pytest.raises(DeviceError, match="failed to compute") as caught:
+            runner.wait()
+    assert "\n" not in str(caught.value)
+    runner.reset()
+    np.testing.assert_array_equal(run(runner, make_request(2)), whole)
+
+
+def test_close_lets_everything_go():
+    class Blob:
+        pass
+
+    loaded = load_model(LLAMA, EngineConfig(), None)
+    blob = Blob()
+    gone = weakref.ref(blob)
+    runner = StatefulRunner(loaded.compiled, blob)
+    request = weakref.ref(runner._request)
+    runner.start(next_batch(make_request(0)))
+    del loaded, blob
+    runner.close()
+    runner.close()
+    gc.collect()
+    assert gone() is None
+    assert request() is None
+
+
+@pytest.mark.parametrize("names", [["input_ids", "pixel_values"], ["tokens"], ["attention_mask"]])
+def test_inputs_of_another_kind_of_model(names: list[str]):
+    parameters = [op.parameter([-1, -1], ov.Type.i64, name=name) for name in names]
+    for parameter, name in zip(parameters, names, strict=True):
+        parameter.output(0).set_names({name})
+    model = ov.Model([op.result(op.relu(node)) for node in parameters], parameters, "other")
+    with pytest.raises(UnsupportedModelError, match=names[-1]):
+        StatefulRunner(ov.Core().compile_model(model, "CPU"))
+
+
+DROPPED_IN_FLIGHT = """
+import sys
+from pathlib import Path
+from ovgen.llm import LLM
+for _ in range(10):
+    llm = LLM(sys.argv[1])
+    stream = llm.stream([5] * 200, max_new_tokens=20)
+    next(stream)  # the step after this one is under way
+    del stream, llm
+print("fine")
+"""
+
+
+def test_a_model_dropped_without_close_while_it_computes():
+    arguments = [sys.executable, "-c", DROPPED_IN_FLIGHT, str(LLAMA)]
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+    assert (result.stdout, result.returncode) == ("fine\n", 0), result.stderr
