@@ -76,11 +76,12 @@ class StatefulRunner:
         if self._batch is not None:  # of a step that broke off
             self.reset()
         first = batch.scheduled[0]
-        if first.request.request_id != self._request_id or first.sequence.num_computed_tokens == 0:
-            request.reset_state()
-            self._request_id = first.request.request_id
+        is_new = first.request.request_id != self._request_id
         self._batch = batch
         with _device_errors():
+            if is_new or first.sequence.num_computed_tokens == 0:
+                request.reset_state()
+                self._request_id = first.request.request_id
             request.start_async(self._feed(batch), share_inputs=True)
 
     def wait(self) -> npt.NDArray[np.float32]:

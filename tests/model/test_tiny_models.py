@@ -21,10 +21,10 @@ from ovgen.model.stateful_runner import StatefulRunner
 TESTS = Path(__file__).parents[1]
 TINY = TESTS / "fixtures" / "tiny"
 RECORDS = json.loads((TESTS / "data" / "tiny_models.json").read_text())
-ARCHITECTURES = (
-    "llama qwen2 qwen3 gpt2 gpt_neox opt mpt phi3 gemma3 mixtral bloom falcon "
-    "llama_no_beam_idx mamba"
-).split()
+ARCHITECTURES = [
+    "llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt", "mpt", "phi3", "gemma3", "mixtral",
+    "bloom", "falcon", "llama_no_beam_idx", "mamba",
+]  # fmt: skip
 
 
 def greedy_tokens(llm: LLM, name: str) -> list[list[int]]:
