@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def load_model(folder: Path, config: EngineConfig, cache: CompiledCache | None) 
         if not path.is_file():
             raise ModelNotFoundError(f"{path} does not exist; an IR folder has {MODEL_NAME}/.bin")
     context_length = _context_length(folder)
-    core = ov.Core()
+    core = _core()
     _check_device(core, config.device)
     _refuse_contradictions(config)
     compiled, blob = (cache.load(core, xml, config) if cache else None) or (None, None)
@@ -77,6 +78,17 @@ def load_model(folder: Path, config: EngineConfig, cache: CompiledCache | None) 
     if vocab.is_dynamic:
         raise ModelFormatError(f"{xml}: the size of the vocabulary is not known from the graph")
     return LoadedModel(compiled, blob, context_length, vocab.get_length())
+
+
+@cache
+def _core() -> ov.Core:
+    """One core, kept for good: it holds no settings of ours.
+
+    The CPU plugin gives the thread that loads it a stack for signal handlers. Where a plugin is
+    unloaded while a later one's is in use, that one's end puts the freed stack back, and the next
+    signal, such as Ctrl-C, crashes the process (OpenVINO 2026.4).
+    """
+    return ov.Core()
 
 
 def _read(core: ov.Core, xml: Path) -> ov.Model:
