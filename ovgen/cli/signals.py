@@ -67,8 +67,15 @@ class Signals:
         """A destructor or a callback swallowed the exception: raise it again, a moment later."""
         if unraisable.exc_type is KeyboardInterrupt and self.received is not None:
             self._received_at = 0.0
-            repeat = threading.Timer(_REPEAT_SECONDS, _thread.interrupt_main, (self.received,))
+            repeat = threading.Timer(_REPEAT_SECONDS, _signal_main_thread, (self.received,))
             repeat.daemon = True
             repeat.start()
         else:
             self._unraisable_hook(unraisable)
+
+
+def _signal_main_thread(number: int) -> None:
+    if hasattr(signal, "pthread_kill"):  # which ends a system call that blocks
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        _thread.interrupt_main(signal.Signals(number))

@@ -120,7 +120,8 @@ def save_model(model: ov.Model, path: Path) -> None:
     except RuntimeError as exc:
         free = shutil.disk_usage(path.parent).free >> 20
         raise StorageError(
-            f"{path} was not written whole ({free} MB are free there): {_first_line(exc)}"
+            f"{path} was not written whole: {_first_line(exc)}; its disk has {free} MB free, "
+            "free some space or take another one"
         ) from exc
 
 

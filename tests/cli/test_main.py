@@ -1,0 +1,152 @@
+"""The command as a whole: what it costs to ask for help, and what becomes of errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+
+import ovgen
+from ovgen.cli import main as main_module
+from ovgen.cli.arguments import WEIGHTS
+from ovgen.cli.main import main, make_parser
+from ovgen.errors import StorageError
+from ovgen.export import weights
+
+HEAVY = {"openvino", "numpy", "tokenizers", "huggingface_hub", "jinja2", "yaml", "tqdm"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--version"], 0),
+        (["--help"], 0),
+        (["run", "--help"], 0),
+        ([], 2),
+        (["walk"], 2),
+        (["run"], 2),
+        (["run", "model", "prompt", "--raw", "--system", "Be brief."], 2),
+        (["run", "model", "", "--max-new-tokens", "0"], 1),
+        (["run", "model", ""], 1),
+    ],
+)
+def test_answers_without_loading_anything_heavy(arguments, code):
+    program = (
+        "import sys\nfrom ovgen.cli.main import main\n"
+        f"code = main({arguments!r})\n"
+        f"print(code, sorted({HEAVY!r} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"{code} []"
+
+
+def test_version(cli):
+    assert cli("--version").text() == f"ovgen {ovgen.__version__}\n"
+
+
+def test_module_and_script_are_the_same_command(process):
+    assert process("--version").text() == f"ovgen {ovgen.__version__}\n"
+    (script,) = (e for e in entry_points(group="console_scripts") if e.name == "ovgen")
+    assert script.load() is main
+
+
+@pytest.mark.parametrize("command", ["run", "pull", "list", "export"])
+def test_help_has_an_example_and_defaults(cli, command):
+    text = cli(command, "--help").text()
+    assert f"example: ovgen {command}" in text
+    assert "--weights" not in text or "(default: auto)" in text
+
+
+def test_weights_are_those_of_the_exporter():
+    assert WEIGHTS == weights.WEIGHTS
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--vers"],  # no guessing of abbreviations
+        ["run", "m", "p", "--max", "3"],
+        ["run", "m", "p", "--max-new-tokens", "three"],
+        ["run", "m", "p", "--weights", "int3"],
+        ["run", "m", "p", "--precision", "f16"],
+        ["run", "m", "p", "--property", "KEY"],
+        ["run", "m", "p", "--property", "=1"],
+        ["run", "m", "p", "--template-arg", "a=b"],
+        ["run", "m", "p", "--template-arg", "tools=[]"],
+        ["run", "m", "p", "--raw", "--template-arg", "a=1"],
+        ["export", "m"],
+        ["export", "m", "d", "--weights", "q4"],
+        ["pull"],
+        ["list", "model"],
+    ],
+)
+def test_wrong_usage(cli, arguments):
+    result = cli(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert "usage: ovgen" in result.err
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Have `ovgen list` raise something."""
+
+    def use(error):
+        def execute(arguments):
+            raise error
+
+        monkeypatch.setattr("ovgen.cli.list.execute", execute)
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (StorageError("no\nspace \x1b[31mleft"), 1, "ovgen: no space [31mleft\n"),
+        (OSError(5, "Input/output error", "/a"), 1, "ovgen: [Errno 5] Input/output error: '/a'\n"),
+        (MemoryError(), 1, "ovgen: out of memory; take a smaller model, or close other programs\n"),
+        (BrokenPipeError(), 141, ""),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_errors(cli, failing, error, code, line):
+    failing(error)
+    result = cli("list")
+    assert (result.code, result.out, result.err) == (code, "", line)
+
+
+def test_a_mistake_of_ours(cli, failing, monkeypatch):
+    failing(IndexError("list index\nout of range"))
+    result = cli("list")
+    assert result.code == 1
+    assert result.err.startswith("ovgen: unexpected IndexError: list index out of range (")
+    assert len(result.err.splitlines()) == 1
+    monkeypatch.setenv(main_module.TRACEBACK_VARIABLE, "1")
+    with pytest.raises(IndexError):
+        cli("list")
+
+
+def test_help_to_a_reader_that_has_gone():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "ovgen", "--help"], stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_closed_streams():
+    """As `ovgen ... >&- 2>&-` gives them."""
+    program = "import sys; sys.stdout = sys.stderr = None\nfrom ovgen.cli.main import main\n"
+    for arguments, code in ((["list"], 0), (["run", "none", ""], 1), (["run"], 2)):
+        done = subprocess.run([sys.executable, "-c", f"{program}main_code = main({arguments!r})\n"
+                               f"assert main_code == {code}"], capture_output=True)  # fmt: skip
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_parser_is_built_without_side_effects():
+    assert make_parser().parse_args(["list"]).json is False
