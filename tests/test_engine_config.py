@@ -1,0 +1,48 @@
+"""EngineConfig: checked once, fixed for good."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from ovgen import ConfigError, EngineConfig
+
+
+def test_defaults():
+    config = EngineConfig()
+    assert (config.device, config.precision, dict(config.properties)) == ("CPU", "default", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("device", ""),
+        ("device", None),
+        ("precision", "fast"),
+        ("precision", None),
+        ("properties", 5),
+        ("properties", None),
+        ("properties", {5: 1}),
+        ("token_budget", 0),
+        ("token_budget", -5),
+        ("token_budget", 1.5),
+        ("token_budget", True),
+        ("token_budget", None),
+    ],
+)
+def test_values_out_of_range_are_named(name: str, value: object):
+    with pytest.raises(ConfigError, match=name) as caught:
+        EngineConfig(**{name: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_later_changes_to_the_callers_properties_do_not_reach_it():
+    properties = {"NUM_STREAMS": 1}
+    config = EngineConfig(properties=properties)
+    properties["NUM_STREAMS"] = 2
+    assert config.properties["NUM_STREAMS"] == 1
+    with pytest.raises(TypeError):
+        config.properties["NUM_STREAMS"] = 3  # type: ignore[index]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.device = "GPU"  # type: ignore[misc]
