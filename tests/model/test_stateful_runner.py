@@ -97,6 +97,25 @@ def test_a_start_after_a_step_that_broke_off(runner: StatefulRunner):
     np.testing.assert_array_equal(run(runner, make_request(2)), whole)
 
 
+def test_an_interrupt_need_not_wait_for_the_step():
+    # A signal must reach Python while the device computes: this prompt takes seconds.
+    program = f"""
+import os, signal, threading, time
+from ovgen import LLM
+llm = LLM({str(LLAMA)!r}, token_budget=100_000)
+stream = llm.stream([5, 6, 7] * 4000, max_new_tokens=1)
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+started = time.perf_counter()
+try:
+    next(stream)
+except KeyboardInterrupt:
+    print("interrupted", time.perf_counter() - started < 1, flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "interrupted True\n", done.stderr
+
+
 def test_a_step_that_the_device_cannot_compute():
     input_ids = op.parameter([-1, -1], ov.Type.i64, name="input_ids")
     input_ids.output(0).set_names({"input_ids"})
