@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from ovgen.export.gguf import GGUFFile, open_gguf
 from ovgen.export.weight_reader import WeightReader
 from ovgen.export.weights import check_weights
 
+MODEL_XML = "openvino_model.xml"
 Progress = Callable[[str], None]
 
 
@@ -56,23 +56,28 @@ def export_gguf(
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside the target that takes its name at the end, or goes away with an error."""
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    """A folder on the target's disk whose files become the target's at the end, or go away.
+
+    A target that exists stays the folder that it is: it may be a mount, or the current one.
+    """
+    exists = target.exists()
+    if exists and not (target.is_dir() and not any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not an empty folder; give another, or remove it")
-    partial: Path | None = None
+    # Named before it is made: an interrupt in between must not leave it behind.
+    partial = (target if exists else target.parent) / f".{target.name}.{os.urandom(8).hex()}"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        partial.chmod(0o755)
+        partial.mkdir(parents=True)
         yield partial
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
+        if exists:
+            # The graph comes last: without it nothing takes the folder for a model.
+            for path in sorted(partial.iterdir(), key=lambda path: path.name == MODEL_XML):
+                path.rename(target / path.name)
+        else:
+            partial.rename(target)
     except OSError as exc:
         raise StorageError(f"{target} cannot be written: {exc.strerror or exc}") from exc
     finally:
-        if partial is not None and partial.exists():
-            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(gguf: GGUFFile, folder: Path, weights: str, progress: Progress) -> None:
@@ -91,7 +96,7 @@ def _write(gguf: GGUFFile, folder: Path, weights: str, progress: Progress) -> No
     ids = {key: value for key, value in ids.items() if value is not None}
     write_json(folder / "config.json", {**config.to_dict(), **ids})
     progress("graph")
-    save_model(model, folder / "openvino_model.xml")
+    save_model(model, folder / MODEL_XML)
     del model
     progress("tokenizer graphs")
     export_openvino_tokenizer(folder)

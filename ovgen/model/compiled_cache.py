@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,15 +86,15 @@ class CompiledCache:
                     old.unlink()
 
     def _write(self, path: Path, header: bytes, blob: memoryview) -> None:
-        descriptor, partial = tempfile.mkstemp(prefix=".", dir=self._folder)
+        # Named before it is made: an interrupt in between must not leave it behind.
+        partial = self._folder / f".{os.urandom(8).hex()}"
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with partial.open("xb") as file:
                 file.write(header)
                 file.write(blob)
-            Path(partial).replace(path)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _path(self, core: ov.Core, xml: Path, config: EngineConfig) -> Path:
         stats = [path.stat() for path in (xml, xml.with_suffix(".bin"))]

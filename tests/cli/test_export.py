@@ -29,10 +29,15 @@ def test_weights_matter(cli, gguf_file, tmp_path):
     assert sizes["f16"] > 1.7 * sizes["int8"]
 
 
-def test_into_an_empty_folder(cli, gguf_file, tmp_path):
-    (tmp_path / "ir").mkdir()
-    cli("export", gguf_file, tmp_path / "ir").text()
-    assert (tmp_path / "ir" / "openvino_model.xml").is_file()
+@pytest.mark.parametrize("name", [".", "../ir", "{}"])
+def test_into_an_empty_folder(cli, gguf_file, tmp_path, monkeypatch, name):
+    folder = tmp_path / "ir"
+    folder.mkdir()
+    before = folder.stat().st_ino
+    monkeypatch.chdir(folder)
+    cli("export", gguf_file, name.format(folder)).text()
+    assert {path.name for path in folder.iterdir()} == IR_FILES
+    assert folder.stat().st_ino == before  # whoever is in it stays in it
 
 
 def test_export_from_a_source(cli, gguf_file, tmp_path):

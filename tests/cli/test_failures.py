@@ -309,11 +309,19 @@ def exported_size(cli, gguf_file, tmp_path) -> int:
 def test_disk_full(cli, gguf_file, tmp_path, exported_size, share, monkeypatch):
     disk = tmp_path / "disk"
     with tmpfs(disk, f"size={int(share * exported_size) // 4096 * 4}k"):
-        cli("export", gguf_file, disk / "out").one_error_line()
-        assert list(disk.iterdir()) == []
+        for folder in (disk / "out", disk):
+            cli("export", gguf_file, folder).one_error_line()
+            assert list(disk.iterdir()) == []
         monkeypatch.setenv("OVGEN_HOME", str(disk))
         cli("run", gguf_file, "hi", "--raw").one_error_line()
         assert files_in(disk) == {}
+
+
+def test_a_mount_as_target(cli, gguf_file, tmp_path):
+    disk = tmp_path / "disk"
+    with tmpfs(disk, "size=20m"):
+        cli("export", gguf_file, disk).text()
+        assert cli("run", disk, "hi", "--raw", "--max-new-tokens", "3").text()
 
 
 @pytest.mark.parametrize("limit", [2_000, 100_000])
