@@ -222,7 +222,7 @@ def test_a_stream_dropped_in_another_thread(llm: LLM):
 
 
 @pytest.mark.parametrize("when", range(4))
-@pytest.mark.parametrize("call", ["wait", "start_async"])
+@pytest.mark.parametrize("call", ["wait_for", "start_async"])
 def test_an_interrupt_leaves_the_llm_usable(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, call: str, when: int
 ):
@@ -252,14 +252,14 @@ def test_an_error_of_one_request_does_not_harm_another_half_read(
     stream = llm.stream(PROMPT, max_new_tokens=24)
     got = list(next(stream).token_ids)
 
-    wait = ov.InferRequest.wait
+    wait = ov.InferRequest.wait_for
 
-    def broken(request):
-        wait(request)
+    def broken(request, timeout):
+        wait(request, timeout)
         raise RuntimeError("device lost")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ov.InferRequest, "wait", broken)
+        patch.setattr(ov.InferRequest, "wait_for", broken)
         with pytest.raises(DeviceError, match="device lost"):
             llm.generate(RECORD["prompts"][1], max_new_tokens=24)
     got += [token_id for chunk in stream for token_id in chunk.token_ids]

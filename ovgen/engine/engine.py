@@ -36,7 +36,7 @@ class ModelRunner(Protocol):
         """The logits [num_sampled, vocab] of the batch begun, valid until the next `start`."""
 
     def reset(self) -> None:
-        """Let a batch under way end, and forget everything computed."""
+        """Forget everything computed, a batch under way with it."""
 
     def close(self) -> None:
         """Free the model."""

@@ -19,6 +19,7 @@ from ovgen.errors import DeviceError, UnsupportedModelError
 from ovgen.model.graph_passes import SAMPLED_TOKENS
 from ovgen.model.loader import first_line
 
+_SLICE_MS = 50
 _CACHE_POSITION = "cache_position"
 _KNOWN_INPUTS = {
     "input_ids",
@@ -74,7 +75,7 @@ class StatefulRunner:
         """Begin to compute a batch of one request, whose sequences are equally long."""
         request = self._infer_request
         if self._batch is not None:  # of a step that broke off
-            self.reset()
+            self._let_end()
         first = batch.scheduled[0]
         is_new = first.request.request_id != self._request_id
         self._batch = batch
@@ -89,7 +90,9 @@ class StatefulRunner:
         assert self._batch is not None, "a batch was begun"
         request = self._infer_request
         with _device_errors():
-            request.wait()
+            # In slices, for Python handles a signal only between two calls.
+            while not request.wait_for(_SLICE_MS):
+                pass
         batch, self._batch = self._batch, None
         logits: npt.NDArray[np.float32] = request.get_output_tensor(0).data[:, -1]
         if logits.dtype != np.float32:
@@ -97,18 +100,24 @@ class StatefulRunner:
         return logits[: len(batch.sampled)]
 
     def reset(self) -> None:
-        """Let a batch under way end, and forget everything computed."""
+        """Forget everything computed; a batch under way is waited for when the next begins.
+
+        It is not cancelled: that leaves OpenVINO's CPU graph with shapes of two steps.
+        """
         self._request_id = None
+
+    def close(self) -> None:
+        """Let go of the infer request, and with it of the KV cache."""
+        self._let_end()
+        self._request = None
+        self._blob = None
+
+    def _let_end(self) -> None:
+        self.reset()
         if self._request is not None and self._batch is not None:
             with suppress(RuntimeError):  # it broke off, and wait() has told so
                 self._request.wait()
         self._batch = None
-
-    def close(self) -> None:
-        """Let go of the infer request, and with it of the KV cache."""
-        self.reset()
-        self._request = None
-        self._blob = None
 
     @property
     def _infer_request(self) -> ov.InferRequest:
