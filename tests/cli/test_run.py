@@ -95,7 +95,7 @@ def test_max_time(cli, endless_ir):
     out = cli("run", endless_ir, "hello", "--ignore-eos", "--max-time", "0.2", "--json").text()
     got = json.loads(out)
     assert got["finish_reason"] == "length"
-    assert len(got["token_ids"]) > 1
+    assert 1 <= len(got["token_ids"]) < 100_000
 
 
 @pytest.mark.parametrize(
