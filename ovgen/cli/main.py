@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ovgen.cli.signals import Signals
 from ovgen.cli.terminal import print_error, set_encodings
@@ -18,6 +18,7 @@ from ovgen.errors import OvgenError
 
 if TYPE_CHECKING:
     import argparse
+    from types import ModuleType
 
 EXIT_OK, EXIT_ERROR, EXIT_BROKEN_PIPE = 0, 1, 128 + 13  # as if SIGPIPE had ended us
 TRACEBACK_VARIABLE = "OVGEN_TRACEBACK"
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     with Signals() as signals:
         try:
+            if argv is None:
+                _leave_out_the_converter()
             code = _run(argv)
         except BaseException as exc:
             signals.ignore()
@@ -41,6 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None:
             _leave(code)
         return code
+
+
+def _leave_out_the_converter() -> None:
+    """Have `import openvino` do without its model converter, as it does where that is missing.
+
+    The converter takes 0.1 s to import, and sends a usage event over the network. Only a process
+    of our own may be spared it.
+    """
+    sys.modules.setdefault("openvino.tools.ovc", cast("ModuleType", None))
 
 
 def _run(argv: Sequence[str] | None) -> int:

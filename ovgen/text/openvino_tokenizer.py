@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -37,8 +38,7 @@ class OpenVINOTokenizer:
     """
 
     def __init__(self, tokenizer: Path, detokenizer: Path, config: TokenizerConfig) -> None:
-        core = ov.Core()
-        core.add_extension(str(_extension_library()))
+        core = _core()
         encoder = _read_model(core, tokenizer)
         decoder = _read_model(core, detokenizer)
         vocab_decoder = _vocab_decoder(decoder, detokenizer)
@@ -125,6 +125,14 @@ class OpenVINOTokenizer:
     @cached_property
     def _ids_by_token(self) -> dict[bytes, int]:
         return {self._token(token_id): token_id for token_id in range(self.vocab_size)}
+
+
+@cache
+def _core() -> ov.Core:
+    """One core with the tokenizers' operations, kept for good; see `ovgen.model.loader`'s."""
+    core = ov.Core()
+    core.add_extension(str(_extension_library()))
+    return core
 
 
 def _extension_library() -> Path:

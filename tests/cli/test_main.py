@@ -43,6 +43,15 @@ def test_answers_without_loading_anything_heavy(arguments, code):
     assert done.stdout.splitlines()[-1] == f"{code} []"
 
 
+def test_a_run_sends_no_telemetry(ir):
+    # __main__ calls main(), which ends the process: the imports are told by the interpreter.
+    command = ["-X", "importtime", "-m", "ovgen", "run", str(ir), "hello", "--max-new-tokens", "1"]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert "openvino" in imported
+    assert not any(name.startswith(("openvino_telemetry", "openvino.tools")) for name in imported)
+
+
 def test_version(cli):
     assert cli("--version").text() == f"ovgen {ovgen.__version__}\n"
 

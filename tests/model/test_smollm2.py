@@ -185,7 +185,7 @@ print(before - rss())
 
 def run_script(code: str, folder: Path) -> float:
     arguments = [sys.executable, "-c", code, str(folder)]
-    result = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=120)
+    result = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=400)
     return float(result.stdout)
 
 
