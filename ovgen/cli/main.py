@@ -58,13 +58,27 @@ def _leave_out_the_converter() -> None:
 def _run(argv: Sequence[str] | None) -> int:
     set_encodings()
     try:
-        arguments = make_parser().parse_args(argv)
+        arguments = _parse(argv)
         arguments.execute(arguments)
     except SystemExit as exc:  # argparse has written its message
         if sys.stdout is not None:
             sys.stdout.flush()
         return exc.code if isinstance(exc.code, int) else EXIT_OK
     return EXIT_OK
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; an optional one, such as run's PROMPT, may follow options.
+
+    argparse itself takes it for absent where an option stands between it and the one before.
+    """
+    parser = make_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(arguments, "prompt", None) == "-":
+        arguments.prompt = rest.pop()
+    if rest:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
 
 
 def make_parser() -> argparse.ArgumentParser:

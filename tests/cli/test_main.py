@@ -49,11 +49,21 @@ def test_a_run_sends_no_telemetry(ir):
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "openvino" in imported
-    assert not any(name.startswith(("openvino_telemetry", "openvino.tools.")) for name in imported)
+    converter = ("openvino_telemetry", "openvino.tools.ovc.")
+    assert not any(name.startswith(converter) for name in imported)
 
 
 def test_version(cli):
     assert cli("--version").text() == f"ovgen {ovgen.__version__}\n"
+
+
+def test_the_prompt_may_come_after_options(process, ir):
+    before = process("run", ir, "hello", "--raw", "--max-new-tokens", "2").text()
+    assert process("run", ir, "--raw", "--max-new-tokens", "2", "hello").text() == before
+    assert process("run", "--raw", ir, "--max-new-tokens", "2", "hello").text() == before
+    twice = process("run", ir, "hello", "--raw", "again")
+    assert twice.code == 2
+    assert "unrecognized arguments: again" in twice.err
 
 
 def test_module_and_script_are_the_same_command(process):
