@@ -118,7 +118,7 @@ def main() -> None:
     report = {"machine": machine(engines), "seconds": figures}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(report, indent=2) + "\n")
-    print_table(figures)
+    print("\n".join(table(figures)))
 
 
 def measure(engines: list[Engine], paths: list[str], rounds: int) -> dict[str, dict[str, float]]:
@@ -215,15 +215,16 @@ def processor() -> str:
     return f"{facts['model name'].strip()} ({', '.join(flags)})"
 
 
-def print_table(figures: dict[str, dict[str, float]]) -> None:
-    """Milliseconds, and how many times ovgen's each peer takes."""
+def table(figures: dict[str, dict[str, float]]) -> list[str]:
+    """Rows in Markdown: milliseconds, and a peer's time over ovgen's."""
+    engines = list(next(iter(figures.values())))
+    rows = [["", *engines], ["---"] * (1 + len(engines))]
     for figure, by_engine in figures.items():
         own = by_engine["ovgen"]
-        cells = [
-            f"{name} {seconds * 1e3:8.1f} ms ({seconds / own:.2f})"
-            for name, seconds in by_engine.items()
-        ]
-        print(f"{figure:28}", "   ".join(cells))
+        cells = [f"{seconds * 1e3:.4g} ms" for seconds in by_engine.values()]
+        ratios = [f" ({seconds / own:.2f})" for seconds in by_engine.values()]
+        rows.append([figure, cells[0], *map("".join, zip(cells[1:], ratios[1:], strict=True))])
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 if __name__ == "__main__":

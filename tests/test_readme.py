@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -59,3 +61,12 @@ def test_the_scope_names_the_tensor_types() -> None:
     listed = re.search(r"architecture with (.*?) tensors", README, re.DOTALL)
     assert listed is not None
     assert set(re.findall(r"\w*\d\w*", listed[1])) == {kind.name for kind in GGMLType}
+
+
+def test_the_figures_are_those_that_were_measured() -> None:
+    script = runpy.run_path(str(ROOT / "benchmarks" / "against_peers.py"))
+    results = json.loads((ROOT / "benchmarks" / "results" / "against_peers.json").read_text())
+    for row in script["table"](results["seconds"]):
+        assert row in README.splitlines()
+    for fact in results["machine"].values():
+        assert fact in README
