@@ -246,6 +246,21 @@ def test_an_interrupt_leaves_the_llm_usable(
     assert got == RECORD["tokens"][1]
 
 
+def test_an_interrupt_after_the_device_has_computed(llm: LLM, monkeypatch: pytest.MonkeyPatch):
+    other = llm.stream(RECORD["prompts"][1], max_new_tokens=24)
+    got = list(next(other).token_ids)
+
+    def interrupted(logits):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ovgen.engine.engine.greedy", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(PROMPT, max_new_tokens=24)
+    got += [token_id for chunk in other for token_id in chunk.token_ids]
+    assert got == RECORD["tokens"][1]
+
+
 def test_an_error_of_one_request_does_not_harm_another_half_read(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ):
@@ -453,6 +468,17 @@ def test_closing_while_another_thread_streams():
         thread.join(20)
         assert not thread.is_alive()
     assert [type(error) for error in errors] == [ClosedError] * 3
+
+
+def test_close_waits_for_the_step_of_another_thread():
+    llm = LLM(LLAMA)
+    closing = threading.Thread(target=llm.close)
+    with llm._lock:  # as a step holds it
+        closing.start()
+        closing.join(0.1)
+        assert closing.is_alive()
+    closing.join(20)
+    assert not closing.is_alive()
 
 
 def test_an_llm_without_references_goes():
