@@ -67,7 +67,7 @@ for call, line in enumerate(sys.stdin):
     ids = [1000 + (7 * i + 13 * call) % 20000 for i in range(count)]
     llm.reset()
     times = [time.perf_counter()]
-    for token in llm.generate(ids, top_k=1, temp=0.0, reset=True):
+    for token in llm.generate(ids, top_k=1, temp=0.0):
         times.append(time.perf_counter())
         if len(times) > new:
             break

@@ -21,7 +21,8 @@ class EngineConfig:
         precision: ``default`` (the fastest the device does well) or ``exact`` (float32 inference,
             float32 KV cache, no dynamic quantization).
         properties: OpenVINO compile properties, passed on as they are.
-        token_budget: most tokens in one step; longer prompts are computed in chunks of it.
+        token_budget: most tokens in one step; longer prompts are computed in chunks of it, which
+            takes less memory but more time.
 
     Raises:
         ConfigError: an option is out of range.
@@ -30,7 +31,7 @@ class EngineConfig:
     device: str = "CPU"
     precision: str = "default"
     properties: Mapping[str, Any] = field(default_factory=dict)
-    token_budget: int = 1024
+    token_budget: int = 8192
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str) or not self.device:

@@ -43,7 +43,8 @@ class LLM:
         precision: ``default``, or ``exact`` for float32 throughout.
         weights: how a GGUF file is exported: ``auto``, ``exact``, ``int8`` or ``f16``.
         properties: OpenVINO compile properties, passed on as they are.
-        token_budget: most tokens in one step; longer prompts are computed in chunks of it.
+        token_budget: most tokens in one step; longer prompts are computed in chunks of it, which
+            takes less memory but more time.
         offline: never reach for the network; None: as ``OVGEN_OFFLINE`` says.
 
     Raises:
@@ -62,7 +63,7 @@ class LLM:
         *,
         weights: str = "auto",
         properties: Mapping[str, Any] | None = None,
-        token_budget: int = 1024,
+        token_budget: int = 8192,
         offline: bool | None = None,
     ) -> None:
         config = EngineConfig(
