@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,12 @@ from ovgen.model.compiled_cache import CompiledCache
 from ovgen.model.graph_passes import gather_sampled_tokens, weight_group
 
 MODEL_NAME = "openvino_model.xml"
+
+# One core, kept for good: it holds no settings of ours. The CPU plugin gives the thread that loads
+# it a stack for signal handlers. Where a plugin is unloaded while a later one's is in use, that
+# one's end puts the freed stack back, and the next signal, such as Ctrl-C, crashes the process
+# (OpenVINO 2026.4).
+_CORE = ov.Core()
 
 # Where the many families keep the length of their context in config.json.
 _CONTEXT_KEYS = (
@@ -63,32 +68,20 @@ def load_model(folder: Path, config: EngineConfig, cache: CompiledCache | None) 
         if not path.is_file():
             raise ModelNotFoundError(f"{path} does not exist; an IR folder has {MODEL_NAME}/.bin")
     context_length = _context_length(folder)
-    core = _core()
-    _check_device(core, config.device)
+    _check_device(_CORE, config.device)
     _refuse_contradictions(config)
-    compiled, blob = (cache.load(core, xml, config) if cache else None) or (None, None)
+    compiled, blob = (cache.load(_CORE, xml, config) if cache else None) or (None, None)
     if compiled is None:
-        model = _read(core, xml)
+        model = _read(_CORE, xml)
         gather_sampled_tokens(model)
-        properties = _properties(core, config, weight_group(model))
-        compiled = _compile(core, model, xml, config, properties)
+        properties = _properties(_CORE, config, weight_group(model))
+        compiled = _compile(_CORE, model, xml, config, properties)
         if cache:
-            cache.store(core, compiled, xml, config, properties)
+            cache.store(_CORE, compiled, xml, config, properties)
     vocab = compiled.output(0).get_partial_shape()[-1]
     if vocab.is_dynamic:
         raise ModelFormatError(f"{xml}: the size of the vocabulary is not known from the graph")
     return LoadedModel(compiled, blob, context_length, vocab.get_length())
-
-
-@cache
-def _core() -> ov.Core:
-    """One core, kept for good: it holds no settings of ours.
-
-    The CPU plugin gives the thread that loads it a stack for signal handlers. Where a plugin is
-    unloaded while a later one's is in use, that one's end puts the freed stack back, and the next
-    signal, such as Ctrl-C, crashes the process (OpenVINO 2026.4).
-    """
-    return ov.Core()
 
 
 def _read(core: ov.Core, xml: Path) -> ov.Model:

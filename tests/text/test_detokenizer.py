@@ -48,7 +48,7 @@ def byte_level_alphabet() -> list[str]:
 
 def cuts(length: int):
     """Lists of piece lengths: every one for short ids, else single steps, all, and random ones."""
-    if length <= 10:
+    if length <= 12:
         for bits in product((False, True), repeat=max(length - 1, 0)):
             yield [i + 1 for i, cut in enumerate(bits) if cut]
         return
