@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TextIO
 
 from ovgen.errors import StorageError
@@ -60,7 +62,10 @@ class Output:
 
 
 def set_encodings() -> None:
-    """Have stdout take any text, whatever the locale says."""
+    """Have stdout take any text, whatever the locale says; a closed stream takes it to nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # argparse before Python 3.11 writes to them all the same
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(encoding="utf-8", errors="replace")

@@ -155,9 +155,9 @@ def test_help_to_a_reader_that_has_gone():
         [sys.executable, "-m", "ovgen", "--help"], stdout=write, stderr=subprocess.PIPE
     )
     os.close(write)
-    # argparse swallows the error of an unbuffered stdout.
-    unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
-    assert (done.returncode, done.stderr) == (0 if unbuffered else 141, b"")
+    # argparse swallows the error of an unbuffered stdout, from Python 3.11 on.
+    swallows = bool(os.environ.get("PYTHONUNBUFFERED")) and sys.version_info >= (3, 11)
+    assert (done.returncode, done.stderr) == (0 if swallows else 141, b"")
 
 
 def test_closed_streams():
