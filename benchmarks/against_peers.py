@@ -4,8 +4,9 @@
 
 PYTHON is the interpreter of an environment that has the peer installed (openvino-genai, or
 llama-cpp-python); a peer that is left out is not measured. openvino-genai opens the IR that ovgen
-exported, at its own default properties; llama.cpp opens the GGUF file. Every round runs each engine
-once, so that a machine that slows down slows all of them; medians are reported.
+exported, at its own defaults (a cache folder would slow its start: its graph cannot be cached);
+llama.cpp opens the GGUF file. Every round runs each engine once, so that a machine that slows down
+slows all of them; medians are reported.
 """
 
 from __future__ import annotations
@@ -76,8 +77,7 @@ for call, line in enumerate(sys.stdin):
 GENAI_ONCE = f"""
 import sys
 import openvino_genai as genai
-cache = {{"CACHE_DIR": sys.argv[3]}}
-pipeline = genai.LLMPipeline(sys.argv[1], "CPU", **cache)
+pipeline = genai.LLMPipeline(sys.argv[1], "CPU")
 print(pipeline.generate({QUESTION!r}, max_new_tokens=32))
 """
 LLAMA_CPP_ONCE = f"""
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     folder, gguf = str(resolve_folder(MODEL)), str(resolve_model(MODEL).path)
-    paths = [folder, gguf, str(Path(folder).parent.parent / "genai-cache")]
+    paths = [folder, gguf]
     engines = [Engine("ovgen", sys.executable, OVGEN, ["-m", "ovgen", "run", MODEL, QUESTION])]
     if arguments.genai:
         engines.append(Engine("openvino-genai", arguments.genai, GENAI, ["-c", GENAI_ONCE, *paths]))
@@ -221,8 +221,10 @@ def table(figures: dict[str, dict[str, float]]) -> list[str]:
     rows = [["", *engines], ["---"] * (1 + len(engines))]
     for figure, by_engine in figures.items():
         own = by_engine["ovgen"]
-        cells = [f"{seconds * 1e3:.4g} ms" for seconds in by_engine.values()]
-        ratios = [f" ({seconds / own:.2f})" for seconds in by_engine.values()]
+        cells = [
+            f"{seconds * 1e3:,.{1 if seconds < 0.1 else 0}f} ms" for seconds in by_engine.values()
+        ]
+        ratios = [f" ({t / own:.2f})" for t in times]
         rows.append([figure, cells[0], *map("".join, zip(cells[1:], ratios[1:], strict=True))])
     return [f"| {' | '.join(row)} |" for row in rows]
 
