@@ -221,9 +221,8 @@ def table(figures: dict[str, dict[str, float]]) -> list[str]:
     rows = [["", *engines], ["---"] * (1 + len(engines))]
     for figure, by_engine in figures.items():
         own = by_engine["ovgen"]
-        cells = [
-            f"{seconds * 1e3:,.{1 if seconds < 0.1 else 0}f} ms" for seconds in by_engine.values()
-        ]
+        times = by_engine.values()
+        cells = [f"{t * 1e3:,.{1 if t < 0.1 else 0}f} ms" for t in times]
         ratios = [f" ({t / own:.2f})" for t in times]
         rows.append([figure, cells[0], *map("".join, zip(cells[1:], ratios[1:], strict=True))])
     return [f"| {' | '.join(row)} |" for row in rows]
