@@ -10,6 +10,7 @@ in characters of the window's text, so the window may begin and end anywhere and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 from ovgen.text.tokenizer import Tokenizer
 
@@ -72,6 +73,13 @@ class IncrementalDetokenizer:
         self._given = len(text)
         return piece
 
+    def fork(self) -> IncrementalDetokenizer:
+        """A copy that goes on by itself; only the tokenizer is shared."""
+        other = copy(self)
+        other._window = self._window.copy()
+        other._byte_run = self._byte_run.copy()
+        return other
+
     def _extend_window(self, token_ids: Sequence[int]) -> bool:
         """Append the ids that have text; False when the window stays as it was."""
         before = len(self._window)
@@ -82,7 +90,7 @@ class IncrementalDetokenizer:
             token = self._tokenizer.id_to_token(token_id)
             if token is None:
                 continue
-            if _is_byte_token(token):
+            if is_byte_token(token):
                 self._byte_run.append(token_id)
                 continue
             if self._byte_run:
@@ -123,5 +131,6 @@ def _certain_length(text: str) -> int:
     return end
 
 
-def _is_byte_token(token: str) -> bool:
+def is_byte_token(token: str) -> bool:
+    """Whether a vocabulary's spelling stands for one byte, as `<0xE4>` does in SentencePiece's."""
     return len(token) == 6 and token.startswith("<0x") and token.endswith(">")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 from ovgen.errors import ConfigError
 
@@ -59,6 +60,10 @@ class StopStringMatcher:
         """The text held back, when it ends without a stop string."""
         held, self._held, self._state = self._held, "", 0
         return held
+
+    def fork(self) -> StopStringMatcher:
+        """A copy that goes on by itself; only the automaton, which never changes, is shared."""
+        return copy(self)
 
     def _stop_at(self, text: str, stop: str) -> str:
         self._matched = stop

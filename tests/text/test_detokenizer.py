@@ -3,7 +3,6 @@
 # ruff: noqa: RUF001, E501
 
 import random
-from copy import copy
 from itertools import chain, pairwise
 
 import pytest
@@ -70,19 +69,12 @@ def check_all_cuts(tokenizer, ids) -> None:
         for start, states in enumerate(reached):
             for detokenizer, text in states.values():
                 for end in range(start + 1, len(ids) + 1):
-                    after = fork(detokenizer)
+                    after = detokenizer.fork()
                     longer = text + after.decode(ids[start:end])
                     assert whole.startswith(longer), (ids, start, end)
                     reached[end][(state(after), longer)] = after, longer
         for detokenizer, text in reached[-1].values():
             assert text + detokenizer.flush() == whole, ids
-
-
-def fork(detokenizer: IncrementalDetokenizer) -> IncrementalDetokenizer:
-    other = copy(detokenizer)
-    other._window = list(detokenizer._window)
-    other._byte_run = list(detokenizer._byte_run)
-    return other
 
 
 def state(detokenizer: IncrementalDetokenizer) -> tuple:
@@ -159,6 +151,25 @@ def test_a_character_begun_in_the_prompt_is_completed(small_tokenizers):
     tokenizer = small_tokenizers["byte_level"]
     ids = byte_ids(tokenizer, "a你b".encode())
     assert pieces(tokenizer, ids[2:], [1, 2], prompt_token_ids=ids[:2]) == ["", "你", "b", ""]
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_fork_goes_on_by_itself(small_tokenizers, kind):
+    tokenizer = small_tokenizers[kind]
+    rng = random.Random(3)
+    for length in (0, 1, 4, 30):
+        ids = [rng.randrange(tokenizer.vocab_size) for _ in range(length)]
+        ids += byte_ids(tokenizer, "你".encode()[:2])  # held back
+        detokenizer = IncrementalDetokenizer(tokenizer)
+        out = detokenizer.decode(ids)
+        branches = [detokenizer, detokenizer.fork(), detokenizer.fork().fork()]
+        rests = [[rng.randrange(tokenizer.vocab_size) for _ in range(25)] for _ in branches]
+        texts = [out] * len(branches)
+        for step in range(25):
+            for index, branch in enumerate(branches):
+                texts[index] += branch.decode([rests[index][step]])
+        for text, branch, rest in zip(texts, branches, rests, strict=True):
+            assert text + branch.flush() == tokenizer.decode(ids + rest)
 
 
 def test_ids_without_a_token_have_no_text(small_tokenizers):

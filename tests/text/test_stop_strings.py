@@ -9,8 +9,23 @@ from hypothesis import strategies as st
 from ovgen.errors import ConfigError
 from ovgen.text.stop_strings import StopStringMatcher
 
-TEXT = st.text(alphabet="ab", max_size=40)
-STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=5), max_size=4)
+# Few characters, so that stop strings overlap themselves and each other; of one to four bytes.
+ALPHABETS = ("ab", "aé", "a你👍")
+
+
+@st.composite
+def texts_and_stops(draw) -> tuple[str, list[str]]:
+    """A text, and stop strings of which some are parts of it."""
+    alphabet = draw(st.sampled_from(ALPHABETS))
+    text = draw(st.text(alphabet, max_size=40))
+    stop = st.text(alphabet, min_size=1, max_size=6)
+    if text:
+        bounds = st.tuples(st.integers(0, len(text) - 1), st.integers(1, 12))
+        stop |= bounds.map(lambda b: text[b[0] : sum(b)])
+    return text, draw(st.lists(stop, max_size=5))
+
+
+BOUNDS = st.lists(st.integers(0, 1000), max_size=8)
 
 
 def reference(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
@@ -28,21 +43,27 @@ def split(text: str, bounds: list[int]) -> list[str]:
 
 
 @settings(max_examples=600)
-@given(TEXT, STOPS, st.booleans(), st.lists(st.integers(0, 1000), max_size=8))
-def test_equals_a_search_character_by_character(text, stops, include, bounds):
+@given(texts_and_stops(), st.booleans(), BOUNDS)
+def test_equals_a_search_character_by_character(text_and_stops, include, bounds):
+    text, stops = text_and_stops
     matcher = StopStringMatcher(stops, include_stop_str_in_output=include)
     expected, stop = reference(text, stops, include)
-    out = ""
+    before_stop = reference(text, stops, include=False)[0]
+    out = seen = ""
     for piece in split(text, bounds):
         out += matcher.decode(piece)
-        assert expected.startswith(out)  # nothing leaks, whatever comes next
+        seen += piece
+        if matcher.matched is None:
+            assert before_stop.startswith(out)  # nothing leaks, whatever comes next
+            assert out + matcher.fork().flush() == seen  # nothing is lost
     assert out + matcher.flush() == expected
     assert matcher.matched == stop
 
 
 @settings(max_examples=300)
-@given(TEXT, STOPS)
-def test_holds_back_no_more_than_needed(text, stops):
+@given(texts_and_stops())
+def test_holds_back_no_more_than_needed(text_and_stops):
+    text, stops = text_and_stops
     matcher = StopStringMatcher(stops)
     out = ""
     for end, char in enumerate(text, start=1):
@@ -52,6 +73,18 @@ def test_holds_back_no_more_than_needed(text, stops):
         seen = text[:end]
         starts = [n for s in stops for n in range(1, len(s)) if seen.endswith(s[:n])]
         assert len(out) == end - max(starts, default=0)
+
+
+@given(texts_and_stops(), st.booleans(), st.text("aéb你", max_size=8), st.text("aéb你", max_size=8))
+def test_a_fork_goes_on_by_itself(text_and_stops, include, one, other):
+    text, stops = text_and_stops
+    matcher = StopStringMatcher(stops, include_stop_str_in_output=include)
+    out = matcher.decode(text)
+    fork = matcher.fork()
+    for branch, rest in ((fork, one), (matcher, other)):
+        expected, stop = reference(text + rest, stops, include)
+        assert out + branch.decode(rest) + branch.flush() == expected
+        assert branch.matched == stop
 
 
 def test_across_pieces():
