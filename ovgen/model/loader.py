@@ -14,7 +14,7 @@ import openvino as ov
 
 from ovgen.engine_config import EngineConfig
 from ovgen.errors import ConfigError, DeviceError, ModelFormatError, ModelNotFoundError
-from ovgen.generation_config import read_json
+from ovgen.generation_file import read_json
 from ovgen.model.compiled_cache import CompiledCache
 from ovgen.model.graph_passes import gather_sampled_tokens, weight_group
 
