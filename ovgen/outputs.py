@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,16 +10,35 @@ FinishReason = Literal["stop", "length", "abort", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token in the model's own distribution, before any option changes it.
+
+    Attributes:
+        token_id: the token.
+        logprob: its natural log-probability.
+        rank: its place among all tokens, 1 for the most likely.
+        top: the most likely tokens with their log-probabilities, best first, as many as were asked
+            for.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class CompletionOutput:
     """One finished sequence.
 
     Attributes:
-        text: the generated text, without the prompt.
+        text: the generated text; the prompt's before it with ``echo``.
         token_ids: the generated token ids; an end-of-sequence token that ended it is the last one.
         finish_reason: ``stop`` (an end-of-sequence token or a stop string), ``length``
             (max_new_tokens, max_time or the end of the context) or ``abort``.
         stop_reason: the token id or the stop string that ended it, None otherwise.
-        score: the score a beam search ranks by; None in greedy decoding.
+        score: what a beam search ranks by, the log-probability of all tokens after processing over
+            ``length ** length_penalty``; None without beams.
         logprobs: per token, where they were asked for; None otherwise.
     """
 
@@ -27,7 +47,12 @@ class CompletionOutput:
     finish_reason: FinishReason
     stop_reason: int | str | None = None
     score: float | None = None
-    logprobs: tuple[float, ...] | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """Log-probability of all tokens together, None without ``logprobs``."""
+        return None if self.logprobs is None else sum(token.logprob for token in self.logprobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +100,18 @@ class RequestOutput:
 
     Attributes:
         prompt_token_ids: the prompt as the model saw it.
-        outputs: its sequences, best first.
+        outputs: its sequences: beams best first, samples in the order of their draws.
         metrics: its times.
+        seed: gives the same tokens again; None where nothing was drawn.
+        prompt_logprobs: of each of the prompt's tokens, None for the first, which nothing predicts;
+            None where they were not asked for.
     """
 
     prompt_token_ids: tuple[int, ...]
     outputs: tuple[CompletionOutput, ...]
     metrics: RequestMetrics
+    seed: int | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
     @property
     def text(self) -> str:
@@ -103,11 +133,54 @@ class StreamChunk:
             is incomplete.
         token_ids: new token ids.
         output: the finished request, on the last chunk only.
+        index: whose they are, of several samples; a beam search streams its best output alone.
+        logprobs: of the new tokens, where they were asked for.
     """
 
     text: str
     token_ids: tuple[int, ...]
     output: RequestOutput | None = None
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
     def __str__(self) -> str:
         return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOutput:
+    """What a model thinks of a text that is there already.
+
+    Attributes:
+        token_ids: the tokens that were scored.
+        logprobs: the natural log-probability of each, given all tokens before it.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] = field(repr=False)
+
+    @property
+    def logprob(self) -> float:
+        """Log-probability of all the tokens together."""
+        return sum(self.logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class PerplexityOutput:
+    """How well a model predicts a text.
+
+    Attributes:
+        nll: negative log-likelihood in nats, summed over the tokens.
+        num_tokens: tokens that were predicted: all but the first.
+    """
+
+    nll: float
+    num_tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(nll / num_tokens)``; infinite where that overflows."""
+        try:
+            return math.exp(self.nll / self.num_tokens)
+        except OverflowError:
+            return math.inf

@@ -1,9 +1,20 @@
-"""From logits to the next tokens."""
+"""From logits to the next token: the most likely one, or one drawn from what the warpers leave."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, field
+
 import numpy as np
 import numpy.typing as npt
+
+from ovgen.decoding import truncation
+from ovgen.decoding.arrays import Indices, Logits
+from ovgen.decoding.random import Draws
+from ovgen.decoding.truncation import Truncation, weights_of
+from ovgen.generation_config import GenerationConfig
+
+_BLOCK = 512
 
 
 def greedy(logits: npt.NDArray[np.float32]) -> list[int]:
@@ -14,3 +25,169 @@ def greedy(logits: npt.NDArray[np.float32]) -> list[int]:
     """
     token_ids: list[int] = logits.argmax(axis=-1).tolist()
     return token_ids
+
+
+class Workspace:
+    """Rows of the vocabulary's size that are written over and over.
+
+    A new array of this size costs more than what is computed in it, for the system has to clear
+    its pages first.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Logits] = {}
+
+    def row(self, name: str, size: int) -> Logits:
+        """[size] float32 with anything in it, the same for the same name."""
+        row = self._rows.get(name)
+        if row is None or len(row) != size:
+            row = self._rows[name] = np.empty(size, np.float32)
+        return row
+
+
+@dataclass(slots=True)
+class Candidates:
+    """The tokens that are left to choose from; ``ids`` None: all of the vocabulary."""
+
+    logits: Logits
+    workspace: Workspace
+    ids: Indices | None = None
+    weights: Logits | None = field(default=None)
+
+    def narrow(self, kept: Indices) -> None:
+        """Leave out all but these."""
+        if len(kept) == len(self.logits):
+            return
+        self.ids = kept if self.ids is None else self.ids[kept]
+        self.logits = self.logits[kept]
+        self.weights = None if self.weights is None else self.weights[kept]
+
+    def weigh(self) -> Logits:
+        """Probabilities up to a common factor."""
+        if self.weights is None:
+            is_whole = self.ids is None
+            out = self.workspace.row("weights", len(self.logits)) if is_whole else None
+            self.weights = weights_of(self.logits, out)
+        return self.weights
+
+
+class Sampler:
+    """Draws a token: temperature and truncations, in transformers' order, bound once.
+
+    Temperature comes first, so that each truncation sees the distribution it truncates. Top-n-sigma
+    is first of the truncations, for it takes the standard deviation of all logits (as in
+    llama.cpp); then transformers' own top-k, top-p, min-p, with XTC after min-p (as in llama.cpp,
+    so that it never takes away the last likely tokens), then typical-p and the cutoffs. Mirostat
+    stands alone, in place of them all.
+
+    Args:
+        config: resolved, with ``do_sample``.
+        min_keep: candidates that each truncation leaves at least.
+    """
+
+    def __init__(self, config: GenerationConfig, min_keep: int = 1) -> None:
+        self._temperature = np.float32(config.temperature or 1.0)
+        self._steps = tuple(_truncations(config, min_keep))
+        self._xtc_probability = config.xtc_probability or 0.0
+        self._tau = config.mirostat_tau
+        self._eta = config.mirostat_eta or 0.0
+
+    @property
+    def initial_mu(self) -> float | None:
+        """The first bound of surprise of Mirostat; None without it."""
+        return None if self._tau is None else 2.0 * self._tau
+
+    def warp(self, logits: Logits, workspace: Workspace, draws: Draws | None) -> Candidates:
+        """The candidates, their logits divided by the temperature; ``logits`` are overwritten.
+
+        XTC draws first, and only where it is on.
+        """
+        if self._temperature != 1:
+            np.divide(logits, self._temperature, out=logits)
+        candidates = Candidates(logits, workspace)
+        lowest = logits.min()
+        if lowest == -np.inf:
+            candidates.narrow(np.flatnonzero(logits > -np.inf))
+        for name, step in self._steps:
+            if name == "xtc":
+                assert draws is not None, "XTC is for single sequences"
+                if draws.uniform() >= self._xtc_probability:
+                    continue
+            weights = None if name in _BY_LOGITS else candidates.weigh()
+            candidates.narrow(step(candidates.logits, weights))
+        return candidates
+
+    def sample(
+        self, logits: Logits, workspace: Workspace, draws: Draws, mu: float | None = None
+    ) -> tuple[int, float | None]:
+        """A token drawn, and Mirostat's next ``mu``; ``logits`` [vocab] are overwritten.
+
+        The token is the first, by id, at which the cumulative probability exceeds the uniform
+        number drawn.
+        """
+        candidates = self.warp(logits, workspace, draws)
+        if mu is not None:
+            candidates.narrow(truncation.mirostat(mu)(candidates.logits, candidates.weigh()))
+        weights = candidates.weigh()
+        index = pick(weights, draws.uniform())
+        if mu is not None and self._tau is not None:
+            surprise = -math.log2(float(weights[index]) / float(weights.sum()))
+            mu -= self._eta * (surprise - self._tau)
+        return index if candidates.ids is None else int(candidates.ids[index]), mu
+
+
+def pick(weights: Logits, uniform: float) -> int:
+    """The first index at which the sum of the weights, over their total, exceeds ``uniform``.
+
+    Args:
+        weights: [n] float32, not negative, with a positive sum.
+        uniform: in [0, 1).
+    """
+    if len(weights) <= 2 * _BLOCK:
+        return _pick(weights, uniform * float(weights.sum(dtype=np.float64)))
+    # By blocks: a running sum over the whole vocabulary would take longer than all the rest.
+    whole = len(weights) // _BLOCK * _BLOCK
+    sums = weights[:whole].reshape(-1, _BLOCK).sum(axis=1).astype(np.float64)
+    if whole < len(weights):
+        sums = np.append(sums, weights[whole:].sum(dtype=np.float64))
+    bounds = np.cumsum(sums)
+    target = uniform * float(bounds[-1])
+    block = min(int(np.searchsorted(bounds, target, side="right")), len(bounds) - 1)
+    before = float(bounds[block - 1]) if block else 0.0
+    start = block * _BLOCK
+    return start + _pick(weights[start : start + _BLOCK], target - before)
+
+
+def _pick(weights: Logits, target: float) -> int:
+    bounds = np.cumsum(weights, dtype=np.float64)
+    index = int(np.searchsorted(bounds, target, side="right"))
+    if index < len(weights):
+        return index
+    # The target is the total, by rounding: the last that has any weight.
+    return int(np.flatnonzero(weights)[-1])
+
+
+# These need no probabilities, and most often leave few candidates to compute them of.
+_BY_LOGITS = frozenset({"top_n_sigma", "top_k"})
+
+
+def _truncations(config: GenerationConfig, min_keep: int) -> list[tuple[str, Truncation]]:
+    """Those that leave anything out; a neutral option adds none."""
+    steps: list[tuple[str, Truncation]] = []
+    if config.top_n_sigma is not None:
+        steps.append(("top_n_sigma", truncation.top_n_sigma(config.top_n_sigma)))
+    if config.top_k:
+        steps.append(("top_k", truncation.top_k(config.top_k, min_keep)))
+    if config.top_p is not None and config.top_p < 1:
+        steps.append(("top_p", truncation.top_p(config.top_p, min_keep)))
+    if config.min_p:
+        steps.append(("min_p", truncation.min_p(config.min_p, min_keep)))
+    if config.xtc_probability:
+        steps.append(("xtc", truncation.xtc(config.xtc_threshold or 0.1, min_keep)))
+    if config.typical_p is not None and config.typical_p < 1:
+        steps.append(("typical_p", truncation.typical_p(config.typical_p, min_keep)))
+    if config.epsilon_cutoff:
+        steps.append(("epsilon_cutoff", truncation.epsilon_cutoff(config.epsilon_cutoff, min_keep)))
+    if config.eta_cutoff:
+        steps.append(("eta_cutoff", truncation.eta_cutoff(config.eta_cutoff, min_keep)))
+    return steps

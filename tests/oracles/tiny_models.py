@@ -16,11 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optimum.exporters.openvino.stateful as optimum_stateful
 import torch
 import transformers
-from optimum.exporters.openvino import main_export
-from optimum.intel import OVConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
@@ -189,6 +186,8 @@ def search(name: str) -> tuple[PreTrainedModel, dict[str, Any], np.ndarray]:
 @contextmanager
 def without_beam_gather(active: bool) -> Iterator[None]:
     """Export states that no beam_idx input reorders, as other exporters write them."""
+    import optimum.exporters.openvino.stateful as optimum_stateful
+
     original = optimum_stateful.fuse_cache_reorder
     if active:
         optimum_stateful.fuse_cache_reorder = lambda *_: None
@@ -216,6 +215,9 @@ def byte_tokenizer() -> Tokenizer:
 
 def export(model: PreTrainedModel, folder: Path, beam_idx: bool) -> None:
     """Write the IR folder, with the shared tiny tokenizer beside it."""
+    from optimum.exporters.openvino import main_export  # here: `build` needs transformers alone
+    from optimum.intel import OVConfig
+
     shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as checkpoint, without_beam_gather(not beam_idx):
         model.save_pretrained(checkpoint)
