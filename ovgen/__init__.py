@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ovgen.engine.service import TokenStream
     from ovgen.engine_config import EngineConfig
     from ovgen.errors import (
         ClosedError,
@@ -26,7 +27,15 @@ if TYPE_CHECKING:
     )
     from ovgen.generation_config import GenerationConfig
     from ovgen.llm import LLM
-    from ovgen.outputs import CompletionOutput, RequestMetrics, RequestOutput, StreamChunk
+    from ovgen.outputs import (
+        CompletionOutput,
+        PerplexityOutput,
+        RequestMetrics,
+        RequestOutput,
+        ScoreOutput,
+        StreamChunk,
+        TokenLogprob,
+    )
 
 __version__ = "0.1.0"
 
@@ -34,10 +43,14 @@ _HOME_OF = {
     "LLM": "llm",
     "EngineConfig": "engine_config",
     "GenerationConfig": "generation_config",
+    "TokenStream": "engine.service",
     "CompletionOutput": "outputs",
+    "PerplexityOutput": "outputs",
     "RequestMetrics": "outputs",
     "RequestOutput": "outputs",
+    "ScoreOutput": "outputs",
     "StreamChunk": "outputs",
+    "TokenLogprob": "outputs",
     "ClosedError": "errors",
     "ConfigError": "errors",
     "DeviceError": "errors",
@@ -65,12 +78,16 @@ __all__ = [
     "ModelFormatError",
     "ModelNotFoundError",
     "OvgenError",
+    "PerplexityOutput",
     "RequestError",
     "RequestMetrics",
     "RequestOutput",
+    "ScoreOutput",
     "StorageError",
     "StreamChunk",
     "TemplateError",
+    "TokenLogprob",
+    "TokenStream",
     "UnsupportedModelError",
     "__version__",
 ]

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
 from types import TracebackType
 from typing import Any, cast, overload
 
+from ovgen.decoding.processing import UserProcessor
 from ovgen.engine.engine import Engine
 from ovgen.engine.output_processor import Arrival, OutputProcessor
-from ovgen.engine.sequence import Request
+from ovgen.engine.request_builder import Prompt as TokenPrompt
+from ovgen.engine.service import EngineService, TokenStream
 from ovgen.engine_config import EngineConfig
-from ovgen.errors import ClosedError, ConfigError, OvgenError, RequestError, TemplateError
+from ovgen.errors import ConfigError, RequestError, TemplateError
 from ovgen.generation_config import GenerationConfig, refuse_unknown_options
 from ovgen.model.compiled_cache import CompiledCache
 from ovgen.model.loader import load_model
 from ovgen.model.resolve import compiled_cache_folder, resolve_folder
 from ovgen.model.stateful_runner import StatefulRunner
-from ovgen.outputs import RequestOutput, StreamChunk
+from ovgen.outputs import PerplexityOutput, RequestOutput, ScoreOutput
+from ovgen.scoring import ScoredText, continuation, windows
 from ovgen.text.chat_template import ChatTemplate, load_chat_template
+from ovgen.text.prompt_encoder import PromptEncoder, plain_token_ids
 from ovgen.text.tokenizer import Tokenizer, load_tokenizer
 
 Prompt = str | Sequence[int]
@@ -73,10 +75,6 @@ class LLM:
             token_budget=token_budget,
         )
         started = time.perf_counter()
-        self._lock = Lock()
-        self._closed = False
-        self._mailboxes: dict[int, deque[StreamChunk]] = {}  # by request_id
-        self._abandoned: deque[Request] = deque()
         self.folder = resolve_folder(model, weights=weights, offline=offline)
         self.generation_config = GenerationConfig.from_pretrained(self.folder)
         # The tokenizer is parsed while the device compiles.
@@ -86,29 +84,44 @@ class LLM:
             self.tokenizer, self._chat_template = text.result()
         self.context_length = loaded.context_length
         self.load_time = time.perf_counter() - started
+        self._prompts = PromptEncoder(self.tokenizer)
         runner = StatefulRunner(loaded.compiled, loaded.blob)
-        self._engine = Engine(
-            runner,
-            OutputProcessor(self.tokenizer, load_time=self.load_time),
-            context_length=loaded.context_length,
-            vocab_size=loaded.vocab_size,
-            token_budget=min(token_budget, runner.max_batch_tokens or token_budget),
+        self._service = EngineService(
+            Engine(
+                runner,
+                OutputProcessor(self.tokenizer, load_time=self.load_time),
+                context_length=loaded.context_length,
+                vocab_size=loaded.vocab_size,
+                token_budget=min(token_budget, runner.max_batch_tokens or token_budget),
+            )
         )
 
     @overload
     def generate(
-        self, prompt: Prompt, config: GenerationConfig | None = None, **options: Any
+        self,
+        prompt: Prompt,
+        config: GenerationConfig | None = None,
+        *,
+        logits_processors: Sequence[UserProcessor] = (),
+        **options: Any,
     ) -> RequestOutput: ...
 
     @overload
     def generate(
-        self, prompt: Sequence[Prompt], config: GenerationConfig | None = None, **options: Any
+        self,
+        prompt: Sequence[Prompt],
+        config: GenerationConfig | None = None,
+        *,
+        logits_processors: Sequence[UserProcessor] = (),
+        **options: Any,
     ) -> list[RequestOutput]: ...
 
     def generate(
         self,
         prompt: Prompt | Sequence[Prompt],
         config: GenerationConfig | None = None,
+        *,
+        logits_processors: Sequence[UserProcessor] = (),
         **options: Any,
     ) -> RequestOutput | list[RequestOutput]:
         """Complete a prompt, or each of a list of prompts.
@@ -116,33 +129,49 @@ class LLM:
         Args:
             prompt: a string or a list of token ids; or a list of such prompts.
             config: how to decode; what it leaves open is the model's own.
+            logits_processors: functions ``(token_ids, logits) -> logits`` of one sequence: its
+                prompt and output [num_tokens] int64, the logits of its next token [vocab] float32,
+                which may be changed in place. Or objects with a method ``start()`` that gives a
+                streaming processor with state (see `ovgen.decoding.processing`). They come after
+                all other processors, and before temperature and truncation.
             **options: single options of GenerationConfig.
 
         Returns:
             One RequestOutput for one prompt, a list in the same order for a list.
 
         Raises:
-            RequestError: a prompt that cannot be served.
+            RequestError: a prompt that cannot be served, or no token is left to choose.
             ConfigError: an option that is unknown, out of range or without effect.
         """
         decoding = self._config(config, options)
         if is_one_prompt(prompt):
-            return _last(self._submit(cast("Prompt", prompt), decoding))
-        streams = [self._submit(one, decoding) for one in cast("Sequence[Prompt]", prompt)]
+            return self._submit(cast("Prompt", prompt), decoding, logits_processors).result()
+        streams = [
+            self._submit(one, decoding, logits_processors)
+            for one in cast("Sequence[Prompt]", prompt)
+        ]
         try:
-            return [_last(stream) for stream in streams]
+            return [stream.result() for stream in streams]
         finally:
             for stream in streams:
                 stream.close()
 
     def stream(
-        self, prompt: Prompt, config: GenerationConfig | None = None, **options: Any
-    ) -> Generator[StreamChunk, None, None]:
+        self,
+        prompt: Prompt,
+        config: GenerationConfig | None = None,
+        *,
+        logits_processors: Sequence[UserProcessor] = (),
+        **options: Any,
+    ) -> TokenStream:
         """As `generate`, a chunk at a time; the last chunk holds the whole output.
 
-        Closing the generator stops the work. Errors are raised here, not by the first chunk.
+        Closing the stream stops the work, and ``abort`` ends it with what there is. Errors of the
+        prompt and of the options are raised here, not by the first chunk. Of several samples each
+        chunk names its own by ``index``; a beam search streams what all beams that can still be
+        the best have in common.
         """
-        return self._submit(prompt, self._config(config, options))
+        return self._submit(prompt, self._config(config, options), logits_processors)
 
     def chat(
         self,
@@ -152,6 +181,7 @@ class LLM:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         template_args: Mapping[str, Any] | None = None,
+        logits_processors: Sequence[UserProcessor] = (),
         **options: Any,
     ) -> RequestOutput:
         """Answer a chat.
@@ -162,21 +192,21 @@ class LLM:
             tools: JSON schemas of functions that the template tells the model of.
             add_generation_prompt: end the prompt where the assistant's turn begins.
             template_args: further variables of the chat template.
+            logits_processors: see `generate`.
             **options: single options of GenerationConfig.
 
         Raises:
             TemplateError: the model has no chat template, or it refuses the messages.
         """
-        return _last(
-            self.stream_chat(
-                messages,
-                config,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-                template_args=template_args,
-                **options,
-            )
-        )
+        return self.stream_chat(
+            messages,
+            config,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            template_args=template_args,
+            logits_processors=logits_processors,
+            **options,
+        ).result()
 
     def stream_chat(
         self,
@@ -186,8 +216,9 @@ class LLM:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         template_args: Mapping[str, Any] | None = None,
+        logits_processors: Sequence[UserProcessor] = (),
         **options: Any,
-    ) -> Generator[StreamChunk, None, None]:
+    ) -> TokenStream:
         """As `chat`, a chunk at a time; see `stream`."""
         started = time.perf_counter()
         decoding = self._config(config, options)
@@ -201,18 +232,55 @@ class LLM:
             add_generation_prompt=add_generation_prompt,
             **_checked_template_args(template_args or {}),
         )
-        # The template has written the special tokens itself.
-        return self._submit_ids(
-            self.tokenizer.encode(text, add_special_tokens=False), decoding, started
-        )
+        return self._submit(text, decoding, logits_processors, started, is_rendered=True)
+
+    def score(self, prompt: Prompt, continuations: Sequence[Prompt]) -> list[ScoreOutput]:
+        """The log-probability of each continuation of a prompt, which is computed once.
+
+        Args:
+            prompt: a string or token ids.
+            continuations: of the same kind. Strings are tokenized together with the prompt; a token
+                that holds the end of the prompt as well belongs to the continuation.
+
+        Returns:
+            One ScoreOutput a continuation, in the same order.
+
+        Raises:
+            RequestError: an empty prompt or continuation, or one beyond the model's context.
+        """
+        if isinstance(continuations, str) or not len(continuations):
+            raise RequestError(f"continuations must be a list with one at least: {continuations!r}")
+        return self._scores([continuation(self.tokenizer, prompt, one) for one in continuations])
+
+    def perplexity(
+        self, text: Prompt, *, stride: int | None = None, max_length: int | None = None
+    ) -> PerplexityOutput:
+        """How well the model predicts a text of any length, as Hugging Face's guide computes it.
+
+        The text is read in windows of ``max_length`` tokens that begin ``stride`` tokens apart;
+        each token but the first is predicted once, in the first window that has it. Memory does not
+        grow with the text.
+
+        Args:
+            text: a string or token ids, two at least.
+            stride: tokens that are new in a window; half of ``max_length`` by default. Smaller
+                ones give each token more context, and take longer.
+            max_length: tokens in a window; by default the model's context, but 2,048 at most.
+
+        Raises:
+            RequestError: fewer than two tokens.
+            ConfigError: a stride or length out of range.
+        """
+        token_ids = self.tokenizer.encode(text) if isinstance(text, str) else plain_token_ids(text)
+        nll = 0.0
+        for window in windows(token_ids, self.context_length, max_length, stride):
+            (scored,) = self._scores([window])
+            nll -= scored.logprob
+        return PerplexityOutput(nll, len(token_ids) - 1)
 
     def close(self) -> None:
         """Free the model; everything but another close() then raises ClosedError."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._engine.close()
-                del self._engine
+        self._service.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -231,74 +299,63 @@ class LLM:
         refuse_unknown_options(options)
         if config is not None and not isinstance(config, GenerationConfig):
             raise ConfigError(f"config must be a GenerationConfig, not {config!r}")
-        merged = (config or GenerationConfig()).replace(**options)
-        if merged.eos_token_id is None and not merged.ignore_eos:
-            merged = merged.replace(eos_token_id=self.generation_config.eos_ids)
-        return merged
+        return (config or GenerationConfig()).replace(**options).resolve(self.generation_config)
 
     def _submit(
-        self, prompt: Prompt, config: GenerationConfig
-    ) -> Generator[StreamChunk, None, None]:
-        started = time.perf_counter()
-        if prompt == "":
-            raise RequestError("the prompt is empty; give some text")
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        return self._submit_ids(ids, config, started)
+        self,
+        prompt: Prompt,
+        config: GenerationConfig,
+        logits_processors: Sequence[UserProcessor],
+        started: float | None = None,
+        *,
+        is_rendered: bool = False,
+    ) -> TokenStream:
+        started = time.perf_counter() if started is None else started
+        engine = self._service.open()
+        # A chat template has written the special tokens itself.
+        encoded = self._prompts.encode(prompt, config, add_special_tokens=not is_rendered)
+        config = self._within_context(config, len(encoded.token_ids))
+        arrival = Arrival(
+            started,
+            time.perf_counter() - started,
+            echo=encoded.echo,
+            num_hidden_characters=encoded.num_hidden_characters,
+        )
+        request = engine.prepare(
+            TokenPrompt(
+                encoded.token_ids,
+                encoded.negative_token_ids,
+                encoded.first_token_ids,
+                encoded.breakers,
+                tuple(logits_processors),
+            ),
+            config,
+            arrival,
+        )
+        return self._service.submit(request, config, arrival)
 
-    def _submit_ids(
-        self, prompt_token_ids: Sequence[int], config: GenerationConfig, started: float
-    ) -> Generator[StreamChunk, None, None]:
-        arrival = Arrival(started, time.perf_counter() - started)
-        with self._lock:
-            self._refuse_closed()
-            request = self._engine.prepare(prompt_token_ids, config, started)
-        return self._chunks(request, config, arrival)
+    def _within_context(self, config: GenerationConfig, num_prompt: int) -> GenerationConfig:
+        """The model's own length, where nobody else gave one, ends with its context."""
+        own, room = self.generation_config, self.context_length - num_prompt
+        if config.max_new_tokens == own.max_new_tokens and (own.max_new_tokens or 0) > room > 0:
+            return config.replace(max_new_tokens=room)
+        if config.max_length == own.max_length and (own.max_length or 0) > self.context_length:
+            return config.replace(max_length=self.context_length)
+        return config
 
-    def _chunks(
-        self, request: Request, config: GenerationConfig, arrival: Arrival
-    ) -> Generator[StreamChunk, None, None]:
-        mailbox: deque[StreamChunk] = deque()
-        try:
-            with self._lock:
-                self._refuse_closed()
-                self._mailboxes[request.request_id] = mailbox
-                self._engine.add_request(request, config, arrival)
-            while True:
-                while not mailbox:
-                    self._step(request, mailbox)
-                chunk = mailbox.popleft()
-                yield chunk
-                if chunk.output is not None:
-                    return
-        finally:
-            # Taken up by the next step: this may run in the garbage collector, in any thread.
-            self._abandoned.append(request)
-
-    def _step(self, request: Request, mailbox: deque[StreamChunk]) -> None:
-        """Drive the engine by a step, unless another thread's step has filled the mailbox."""
-        with self._lock:
-            self._refuse_closed()
-            if mailbox:
-                return
-            if not self._engine.is_known(request):
-                raise OvgenError("the output was lost as another thread was interrupted; ask again")
-            try:
-                while self._abandoned:
-                    self._drop(self._abandoned[0])
-                    self._abandoned.popleft()
-                for served, chunk in self._engine.step():
-                    self._mailboxes[served.request_id].append(chunk)
-            except BaseException:
-                self._engine.recover()
-                raise
-
-    def _drop(self, request: Request) -> None:
-        self._engine.abort(request)
-        self._mailboxes.pop(request.request_id, None)
-
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise ClosedError("this LLM was closed; make a new one")
+    def _scores(self, texts: Sequence[ScoredText]) -> list[ScoreOutput]:
+        arrival = Arrival(time.perf_counter(), 0.0)
+        request = self._service.open().prepare_scores(
+            [text.token_ids for text in texts], [text.num_context for text in texts]
+        )
+        self._service.submit(request, GenerationConfig(), arrival).result()
+        scored = []
+        for sequence, text in zip(request.sequences, texts, strict=True):
+            # The sequences' records begin with the first token that any of them has scored.
+            first = text.num_context - 1 - (request.score_from or 0)
+            logprobs = tuple(token.logprob for token in sequence.prompt_logprobs[first:])
+            scored.append(ScoreOutput(text.token_ids[text.num_context :], logprobs))
+        return scored
 
 
 def _load_text(folder: Path) -> tuple[Tokenizer, ChatTemplate | None]:
@@ -324,11 +381,3 @@ def _checked_template_args(template_args: Mapping[str, Any]) -> Mapping[str, Any
                 f"template_args must not hold {name!r}; it is for a template's further variables"
             )
     return template_args
-
-
-def _last(stream: Iterable[StreamChunk]) -> RequestOutput:
-    output = None
-    for chunk in stream:
-        output = chunk.output
-    assert output is not None, "the last chunk holds the output"
-    return output

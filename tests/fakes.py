@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+from functools import cache
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ovgen.engine.batch import ScheduledBatch
+from ovgen.engine.batch import ScheduledBatch, ScheduledSequence
+from ovgen.engine.engine import Engine
+from ovgen.engine.output_processor import Arrival, OutputProcessor
+from ovgen.engine.request_builder import Prompt
+from ovgen.engine.sequence import Request
+from ovgen.errors import OvgenError
+from ovgen.generation_config import GenerationConfig
+from ovgen.outputs import RequestOutput, StreamChunk
 
+CONTEXT = 64
 VOCAB_SIZE = 128
 EOS = 0
-Script = Callable[[tuple[int, ...]], int]
+
+# The next token, or the logits of the first tokens of the vocabulary; the others are impossible.
+Script = Callable[[tuple[int, ...]], int | npt.NDArray[np.float32]]
 
 
 def mixing_script(token_ids: tuple[int, ...]) -> int:
@@ -22,8 +37,21 @@ def mixing_script(token_ids: tuple[int, ...]) -> int:
     return 1 + value % (VOCAB_SIZE - 1)
 
 
+def random_script(size: int, seed: int = 0, scale: float = 1.0) -> Script:
+    """Normal logits of the first ``size`` tokens, which depend on every token before."""
+
+    @cache
+    def script(token_ids: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        rng = np.random.default_rng([seed, size, *token_ids])
+        return (scale * rng.standard_normal(size)).astype(np.float32)
+
+    return script
+
+
 def continuation(
-    token_ids: Sequence[int], length: int, script: Script = mixing_script
+    token_ids: Sequence[int],
+    length: int,
+    script: Callable[[tuple[int, ...]], int] = mixing_script,
 ) -> list[int]:
     """What the script makes of a prompt: the oracle of the engine's tests."""
     tokens = tuple(token_ids)
@@ -46,9 +74,11 @@ def spelling_script(*outputs: str) -> Script:
 class FakeRunner:
     """Implements ModelRunner: logits by a script, over a "KV cache" of the tokens it was given.
 
-    It fails the test where a batch does not continue what was computed, and records every batch as
-    (request_id, first position, tokens). ``errors`` are raised by the calls of start or wait with
-    that number, counted from 0.
+    The cache is that of a stateful graph: a request's rows take as many tokens in each step, and
+    have all their ends in the same column; one that begins late, or is forked, goes on from there.
+    Fails the test where a batch does not continue what was computed, and records every batch as
+    rows of (request_id, first position, tokens). ``start_errors`` and ``wait_errors`` are raised by
+    the calls with that number, counted from 0; the waits in ``not_ready`` give None.
     """
 
     def __init__(
@@ -58,65 +88,117 @@ class FakeRunner:
         max_running_requests: int = 1,
         start_errors: dict[int, BaseException] | None = None,
         wait_errors: dict[int, BaseException] | None = None,
+        not_ready: Collection[int] = (),
     ) -> None:
         self.max_running_requests = max_running_requests
+        self.has_padding = True
         self.batches: list[list[tuple[int, int, tuple[int, ...]]]] = []
+        self.num_logits: list[int] = []  # rows of logits that each batch asked for
+        self.timeouts: list[float] = []  # of each wait
+        self.num_starts = 0
         self.num_waits = 0
         self.num_resets = 0
         self.is_closed = False
+        self.not_ready = not_ready
         self._script = script
         self._start_errors = start_errors or {}
         self._wait_errors = wait_errors or {}
-        self._cache: dict[int, tuple[int, ...]] = {}  # by seq_id
+        self._caches: dict[int, _Cache] = {}  # by request_id
         self._logits: npt.NDArray[np.float32] | None = None  # of the batch under way
-        self._num_starts = 0
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens in all batches so far."""
+        return sum(len(tokens) for batch in self.batches for _, _, tokens in batch)
 
     def start(self, batch: ScheduledBatch) -> None:
         assert self._logits is None, "one batch at a time"
         assert not self.is_closed
-        number, self._num_starts = self._num_starts, self._num_starts + 1
+        number, self.num_starts = self.num_starts, self.num_starts + 1
         if number in self._start_errors:
             raise self._start_errors[number]
-        self.batches.append([])
-        assert len({s.request.request_id for s in batch.scheduled}) <= self.max_running_requests
+        requests = [request for request, _ in groupby(batch.scheduled, key=lambda s: s.request)]
+        assert 0 < len(requests) <= self.max_running_requests
+        assert len(set(map(id, requests))) == len(requests), "a request's rows come together"
         if self.max_running_requests == 1:  # as a single infer request: only one has its state
-            wanted = {s.sequence.seq_id for s in batch.scheduled}
-            self._cache = {key: value for key, value in self._cache.items() if key in wanted}
-        rows = []
-        for item in batch.scheduled:
-            sequence = item.sequence
-            past = sequence.num_computed_tokens
-            new = tuple(sequence.token_ids(past, past + item.num_scheduled_tokens))
-            assert len(new) == item.num_scheduled_tokens > 0
-            known = self._cache.get(sequence.seq_id, ()) if past else ()
-            assert len(known) == past, "continues where the cache ends"
-            self._cache[sequence.seq_id] = known + new
-            self.batches[-1].append((item.request.request_id, past, new))
-            if item.is_sampled:
-                rows.append(self._row(known + new))
+            wanted = {request.request_id for request in requests}
+            self._caches = {key: c for key, c in self._caches.items() if key in wanted}
+        self.batches.append([])
+        rows: list[npt.NDArray[np.float32]] = []
+        for request, items in groupby(batch.scheduled, key=lambda s: s.request):
+            cache = self._caches.setdefault(request.request_id, _Cache())
+            for item, tokens in cache.grown(list(items)):
+                past = item.sequence.num_computed_tokens
+                self.batches[-1].append((request.request_id, past, tokens[past:]))
+                assert 0 <= item.num_logits <= item.num_scheduled_tokens
+                ends = range(len(tokens) - item.num_logits + 1, len(tokens) + 1)
+                rows += [self._row(tokens[:end]) for end in ends]
+        assert len(rows) == batch.num_logits
+        self.num_logits.append(len(rows))
         self._logits = np.array(rows, np.float32).reshape(-1, VOCAB_SIZE)
 
-    def wait(self) -> npt.NDArray[np.float32]:
+    def wait(self, timeout: float) -> npt.NDArray[np.float32] | None:
         assert self._logits is not None, "a batch was begun"
+        assert 0 <= timeout <= 0.05, "looks up now and then"
+        self.timeouts.append(timeout)
         number, self.num_waits = self.num_waits, self.num_waits + 1
         if number in self._wait_errors:
             raise self._wait_errors[number]
+        if number in self.not_ready:
+            return None
         logits, self._logits = self._logits, None
         return logits
 
     def reset(self) -> None:
         self.num_resets += 1
         self._logits = None
-        self._cache.clear()
+        self._caches.clear()
 
     def close(self) -> None:
         self.reset()
         self.is_closed = True
 
     def _row(self, token_ids: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        row = np.zeros(VOCAB_SIZE, np.float32)
-        row[self._script(token_ids)] = 1.0
+        answer = self._script(token_ids)
+        if isinstance(answer, int):
+            row = np.zeros(VOCAB_SIZE, np.float32)
+            row[answer] = 1.0
+        else:
+            row = np.full(VOCAB_SIZE, -np.inf, np.float32)
+            row[: len(answer)] = answer
         return row
+
+
+class _Cache:
+    """The rows of one request, which share their columns: their last tokens are in the same one."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, tuple[int, tuple[int, ...]]] = {}  # by seq_id: padding, tokens
+        self._num_columns = 0
+
+    def grown(
+        self, items: list[ScheduledSequence]
+    ) -> list[tuple[ScheduledSequence, tuple[int, ...]]]:
+        """All tokens of each row after a step; from here on the rows are those of the batch."""
+        [count] = {item.num_scheduled_tokens for item in items}  # in lockstep
+        rows = {}
+        for item in items:
+            sequence = item.sequence
+            past = sequence.num_computed_tokens
+            padding, known = self._num_columns, ()
+            if past:
+                key = sequence.seq_id if sequence.seq_id in self._rows else sequence.parent_id
+                assert key is not None, "a sequence goes on from its own tokens"
+                padding, known = self._rows[key]
+            assert padding + past == self._num_columns, "all rows end in the same column"
+            assert known == tuple(sequence.token_ids(0, past)), "continues where the cache ends"
+            new = tuple(sequence.token_ids(past, past + count))
+            assert len(new) == count > 0
+            assert sequence.seq_id not in rows, "a row a sequence"
+            rows[sequence.seq_id] = padding, known + new
+        self._rows = rows
+        self._num_columns += count
+        return [(item, rows[item.sequence.seq_id][1]) for item in items]
 
 
 class FakeTokenizer:
@@ -139,3 +221,112 @@ class FakeTokenizer:
 
     def id_to_token(self, token_id: int) -> str | None:
         return "<eos>" if token_id == EOS else chr(token_id)
+
+
+class Served:
+    """An engine with its parts in reach, and what it has put out of each request."""
+
+    def __init__(self, runner: FakeRunner | None = None, **options: int) -> None:
+        self.runner = runner or FakeRunner()
+        self.processor = OutputProcessor(FakeTokenizer(), load_time=0.0)
+        self.engine = Engine(
+            self.runner,
+            self.processor,
+            **(
+                {"context_length": CONTEXT, "vocab_size": VOCAB_SIZE, "token_budget": 1024}
+                | options
+            ),
+        )
+        self.chunks: dict[int, list[StreamChunk]] = {}
+        self.errors: dict[int, OvgenError] = {}
+
+    def add(
+        self,
+        prompt: Sequence[int] | Prompt,
+        *,
+        processors: Sequence[Any] = (),
+        echo: str = "",
+        num_hidden_characters: int = 0,
+        **options,
+    ) -> Request:
+        config = GenerationConfig(**({"eos_token_id": EOS} | options))
+        arrival = Arrival(time.perf_counter(), 0.0, echo, num_hidden_characters)
+        if not isinstance(prompt, Prompt):
+            prompt = Prompt(prompt, user_processors=processors)
+        request = self.engine.prepare(prompt, config, arrival)
+        return self._added(request, config, arrival)
+
+    def add_scores(self, texts: Sequence[Sequence[int]], num_context: Sequence[int]) -> Request:
+        request = self.engine.prepare_scores(texts, num_context)
+        return self._added(request, GenerationConfig(), Arrival(time.perf_counter(), 0.0))
+
+    def _added(self, request: Request, config: GenerationConfig, arrival: Arrival) -> Request:
+        self.engine.add_request(request, config, arrival)
+        self.chunks[request.request_id] = []
+        return request
+
+    def run(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            self.step()
+
+    def step(self) -> None:
+        for request, chunk in self.engine.step():
+            mail = self.chunks[request.request_id]
+            assert not (mail and mail[-1].output), "nothing comes after the last chunk"
+            assert request.request_id not in self.errors, "nothing comes after an error"
+            if isinstance(chunk, OvgenError):
+                self.errors[request.request_id] = chunk
+            else:
+                mail.append(chunk)
+
+    def output(self, request: Request) -> RequestOutput | None:
+        """What the request was put out with, None while it was not."""
+        mail = self.chunks[request.request_id]
+        return mail[-1].output if mail else None
+
+    def finish(self, request: Request) -> RequestOutput:
+        """Step until the request is put out, at most 1000 times."""
+        for _ in range(1000):
+            if self.output(request) or request.request_id in self.errors:
+                break
+            self.step()
+        if request.request_id in self.errors:
+            raise self.errors[request.request_id]
+        output = self.output(request)
+        assert output is not None, "the request ended"
+        streamed = 1 if request.is_beam_search else len(output.outputs)
+        for index, completion in enumerate(output.outputs[:streamed]):
+            chunks = [c for c in self.chunks[request.request_id] if c.index == index]
+            assert "".join(chunk.text for chunk in chunks) == completion.text
+            assert sum((chunk.token_ids for chunk in chunks), ()) == completion.token_ids
+        return output
+
+    def generate(self, prompt: Sequence[int] | Prompt, **options) -> RequestOutput:
+        return self.finish(self.add(prompt, **options))
+
+    def assert_empty(self) -> None:
+        scheduler = self.engine._scheduler
+        assert not scheduler.has_unfinished
+        assert self.engine._updated == self.engine._failed == []
+        assert [len(v) for v in vars(self.processor).values() if isinstance(v, dict)] == [0]
+
+
+def interrupt_at_line(number: int, files: Collection[str] = ()):
+    """A trace function that raises KeyboardInterrupt at the n-th line run in ovgen/engine.
+
+    ``files``: those whose lines count, if not all.
+    """
+    lines = 0
+
+    def trace(frame, event, _):
+        nonlocal lines
+        folder, name = os.path.split(frame.f_code.co_filename)
+        if not folder.endswith("engine") or (files and name not in files):
+            return None
+        if event == "line":
+            lines += 1
+            if lines == number:
+                raise KeyboardInterrupt
+        return trace
+
+    return trace

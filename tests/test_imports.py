@@ -38,6 +38,7 @@ def imported_by(statement: str) -> set[str]:
         "import ovgen; dir(ovgen)",
         "import ovgen; ovgen.__version__; ovgen.GenerationConfig(); ovgen.OvgenError",
         "from ovgen import EngineConfig, RequestOutput, StreamChunk",
+        "from ovgen import PerplexityOutput, ScoreOutput, TokenLogprob",
         "import ovgen.engine.scheduler",
         "import ovgen.cli",
     ],

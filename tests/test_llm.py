@@ -44,9 +44,10 @@ def llm(shared: LLM):
     yield shared
     assert list(shared.generate(PROMPT, max_new_tokens=24).token_ids) == TOKENS
     shared.generate([1], max_new_tokens=1)  # takes up what was abandoned
-    assert len(shared._mailboxes) == len(shared._abandoned) == 1  # of this last request
-    assert not shared._engine._scheduler.has_unfinished
-    assert not shared._engine._output_processor._unfinished
+    service = shared._service
+    assert len(service._mailboxes) == len(service._abandoned) == 1  # of this last request
+    assert not service._engine._scheduler.has_unfinished
+    assert not service._engine._output_processor._unfinished
 
 
 @pytest.fixture
@@ -200,7 +201,7 @@ def test_streams_that_are_never_read_leave_nothing(llm: LLM, num_starts):
     del unread
     gc.collect()
     assert num_starts() == 0
-    assert len(llm._abandoned) == 1  # of the request before this test
+    assert len(llm._service._abandoned) == 1  # of the request before this test
 
 
 def test_streams_that_are_dropped_half_read_leave_nothing(llm: LLM):
@@ -210,7 +211,7 @@ def test_streams_that_are_dropped_half_read_leave_nothing(llm: LLM):
         del stream
     gc.collect()
     llm.generate(PROMPT, max_new_tokens=2)
-    assert len(llm._mailboxes) == 1
+    assert len(llm._service._mailboxes) == 1
 
 
 def test_a_stream_dropped_in_another_thread(llm: LLM):
@@ -250,11 +251,11 @@ def test_an_interrupt_after_the_device_has_computed(llm: LLM, monkeypatch: pytes
     other = llm.stream(RECORD["prompts"][1], max_new_tokens=24)
     got = list(next(other).token_ids)
 
-    def interrupted(logits):
+    def interrupted(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ovgen.engine.engine.greedy", interrupted)
+        patch.setattr("ovgen.engine.engine.select", interrupted)
         with pytest.raises(KeyboardInterrupt):
             llm.generate(PROMPT, max_new_tokens=24)
     got += [token_id for chunk in other for token_id in chunk.token_ids]
@@ -414,7 +415,7 @@ def test_tokenization_time_does_not_hold_the_wait_for_other_threads(llm: LLM):
         stream = llm.stream("harbour", max_new_tokens=1)
         ids.extend(chunk.output.metrics.tokenization_time for chunk in stream if chunk.output)
 
-    with llm._lock:
+    with llm._service._lock:
         thread = threading.Thread(target=ask)
         thread.start()
         thread.join(0.2)
@@ -473,7 +474,7 @@ def test_closing_while_another_thread_streams():
 def test_close_waits_for_the_step_of_another_thread():
     llm = LLM(LLAMA)
     closing = threading.Thread(target=llm.close)
-    with llm._lock:  # as a step holds it
+    with llm._service._lock:  # as a step holds it
         closing.start()
         closing.join(0.1)
         assert closing.is_alive()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from ovgen import CompletionOutput, RequestMetrics, RequestOutput, StreamChunk
+from ovgen.outputs import PerplexityOutput, ScoreOutput, TokenLogprob
 
 
 def metrics(**changes) -> RequestMetrics:
@@ -50,3 +53,19 @@ def test_a_chunk_prints_as_its_text():
 
 def test_times_of_every_token_stay_out_of_the_repr():
     assert "itl" not in repr(metrics())
+
+
+def test_a_cumulative_logprob_only_where_there_are_some():
+    logprobs = (TokenLogprob(1, -0.5, 1), TokenLogprob(2, -2.0, 7))
+    output = CompletionOutput("ab", (1, 2), "length", logprobs=logprobs)
+    assert output.cumulative_logprob == -2.5
+    assert CompletionOutput("ab", (1, 2), "length").cumulative_logprob is None
+
+
+def test_the_logprob_of_a_scored_text():
+    assert ScoreOutput((1, 2), (-0.5, -2.0)).logprob == -2.5
+
+
+def test_perplexity():
+    assert PerplexityOutput(4.0, 2).perplexity == pytest.approx(math.exp(2))
+    assert PerplexityOutput(1e6, 2).perplexity == math.inf

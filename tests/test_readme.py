@@ -70,3 +70,10 @@ def test_the_figures_are_those_that_were_measured() -> None:
         assert row in README.splitlines()
     for fact in results["machine"].values():
         assert fact in README
+
+
+def test_the_table_of_options_names_every_one() -> None:
+    from ovgen.generation_config import OPTION_NAMES
+
+    table = README.split("## Decoding")[1].split("They work together")[0]
+    assert set(re.findall(r"`([a-z_]+)`", table)) == set(OPTION_NAMES)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 # As in ovgen.export.weights, which would import numpy.
 WEIGHTS = ("auto", "exact", "int8", "f16")
+
+_PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 
 
 def add_command(
@@ -49,3 +52,16 @@ def key_value(text: str) -> tuple[str, str]:
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE")
     return key, value
+
+
+def key_json(text: str) -> tuple[str, Any]:
+    """Split ``KEY=JSON`` and read the value."""
+    key, value = key_value(text)
+    try:
+        return key, json.loads(value)
+    except (ValueError, RecursionError):
+        if value in _PYTHON_WORDS:
+            hint = f"write {key}={_PYTHON_WORDS[value]}"
+        else:
+            hint = f"text goes in double quotes: {key}='\"text\"'"
+        raise argparse.ArgumentTypeError(f"{value!r:.80} is not JSON; {hint}") from None

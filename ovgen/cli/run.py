@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovgen.cli.arguments import Commands, add_command, add_weights, key_value
+from ovgen.cli.arguments import Commands, add_command, add_weights, key_json, key_value
+from ovgen.cli.generation_options import add_generation_options, make_generation_config
 from ovgen.cli.terminal import Output, is_terminal, progress_line
 from ovgen.engine_config import PRECISIONS
 from ovgen.errors import RequestError, TemplateError
 from ovgen.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ovgen.llm import LLM
     from ovgen.outputs import RequestOutput, StreamChunk
 
@@ -38,7 +41,7 @@ def add_parser(commands: Commands) -> None:
         "prompt", metavar="PROMPT", nargs="?", default="-", help="absent or -: read from stdin"
     )
     _add_prompt_options(parser.add_argument_group("prompt"))
-    _add_generation_options(parser.add_argument_group("generation"))
+    add_generation_options(parser.add_argument_group("generation"))
     _add_model_options(parser.add_argument_group("model"))
     output = parser.add_argument_group("output")
     output.add_argument("--stats", action="store_true", help="times and counts to stderr")
@@ -58,19 +61,6 @@ def _add_prompt_options(group: argparse._ArgumentGroup) -> None:
         default=[],
         help="variable for the chat template, as enable_thinking=false; repeatable",
     )
-
-
-def _add_generation_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--max-new-tokens", metavar="N", type=int, help="default: to the end of the context"
-    )
-    group.add_argument(
-        "--stop", metavar="TEXT", action="append", default=[], help="end before it; repeatable"
-    )
-    group.add_argument(
-        "--ignore-eos", action="store_true", help="go on after an end-of-sequence token"
-    )
-    group.add_argument("--max-time", metavar="SECONDS", type=float, help="default: no limit")
 
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
@@ -94,15 +84,10 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _template_arg(text: str) -> tuple[str, Any]:
-    key, value = key_value(text)
+    key, value = key_json(text)
     if key in _OWN_TEMPLATE_ARGS:
         raise argparse.ArgumentTypeError(f"{key} is set by ovgen itself")
-    try:
-        return key, json.loads(value)
-    except (ValueError, RecursionError):
-        raise argparse.ArgumentTypeError(
-            f"{value!r} is not JSON; text goes in double quotes: {key}='\"text\"'"
-        ) from None
+    return key, value
 
 
 def execute(arguments: argparse.Namespace) -> None:
@@ -110,14 +95,9 @@ def execute(arguments: argparse.Namespace) -> None:
     if arguments.raw and (arguments.system is not None or arguments.template_arg):
         option = "--template-arg" if arguments.system is None else "--system"
         arguments.parser.error(f"{option} has no effect with --raw: leave one of the two out")
-    config = GenerationConfig(
-        max_new_tokens=arguments.max_new_tokens,
-        stop_strings=arguments.stop,
-        ignore_eos=arguments.ignore_eos,
-        max_time=arguments.max_time,
-    )
+    config = make_generation_config(arguments)
     prompt = _read_prompt(arguments)
-    llm = _load(arguments)
+    llm = _load(arguments, config)
     output = Output()
     try:
         request = _answer(llm, _stream(llm, prompt, config, arguments), output, arguments)
@@ -150,7 +130,7 @@ def _read_stdin() -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _load(arguments: argparse.Namespace) -> LLM:
+def _load(arguments: argparse.Namespace, config: GenerationConfig) -> LLM:
     from ovgen.llm import LLM
     from ovgen.model.resolve import resolve_folder
 
@@ -161,13 +141,14 @@ def _load(arguments: argparse.Namespace) -> LLM:
             offline=arguments.offline or None,
             progress=show,
         )
+    # Before the model is compiled: it takes long.
+    config.resolve(GenerationConfig.from_pretrained(folder))
     if not arguments.raw:
         _require_template(folder)
     return LLM(folder, arguments.device, arguments.precision, properties=dict(arguments.property))
 
 
 def _require_template(folder: Path) -> None:
-    """Before the model is compiled: it takes long."""
     from ovgen.text.chat_template import load_chat_template
 
     if load_chat_template(folder) is None:
@@ -178,7 +159,7 @@ def _require_template(folder: Path) -> None:
 
 def _stream(
     llm: LLM, prompt: str, config: GenerationConfig, arguments: argparse.Namespace
-) -> Generator[StreamChunk, None, None]:
+) -> Iterator[StreamChunk]:
     if arguments.raw:
         return llm.stream(prompt, config)
     messages = [{"role": "user", "content": prompt}]
@@ -189,7 +170,7 @@ def _stream(
 
 def _answer(
     llm: LLM,
-    stream: Generator[StreamChunk, None, None],
+    stream: Iterator[StreamChunk],
     output: Output,
     arguments: argparse.Namespace,
 ) -> RequestOutput:
@@ -207,14 +188,18 @@ def _answer(
 
 
 def to_json(request: RequestOutput) -> dict[str, Any]:
-    """What ``--json`` writes."""
+    """What ``--json`` writes: the first output as it is, and then all of them with their scores."""
     first, metrics = request.outputs[0], request.metrics
-    return {
+    written: dict[str, Any] = {
         "text": first.text,
         "token_ids": first.token_ids,
         "prompt_token_ids": request.prompt_token_ids,
         "finish_reason": first.finish_reason,
         "stop_reason": first.stop_reason,
+        "outputs": [
+            {**asdict(one), "cumulative_logprob": one.cumulative_logprob} for one in request.outputs
+        ],
+        "seed": request.seed,
         "metrics": {
             **asdict(metrics),
             "tpot": metrics.tpot,
@@ -222,11 +207,28 @@ def to_json(request: RequestOutput) -> dict[str, Any]:
             "decode_tokens_per_s": metrics.decode_tokens_per_s,
         },
     }
+    if request.prompt_logprobs is not None:
+        written["prompt_logprobs"] = [
+            None if one is None else asdict(one) for one in request.prompt_logprobs
+        ]
+    return {name: _finite(value) for name, value in written.items()}
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for infinite numbers, as log-probabilities may be: JSON has none."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_stats(request: RequestOutput) -> None:
-    metrics, first = request.metrics, request.outputs[0]
-    reason = "" if first.stop_reason is None else f" ({first.stop_reason!r})"
+    metrics = request.metrics
+    ends = (
+        one.finish_reason + ("" if one.stop_reason is None else f" ({one.stop_reason!r})")
+        for one in request.outputs
+    )
     lines = (
         f"load          {metrics.load_time:8.3f} s",
         f"tokenization  {metrics.tokenization_time * 1e3:8.1f} ms",
@@ -236,6 +238,6 @@ def _print_stats(request: RequestOutput) -> None:
         f" {metrics.prefill_tokens_per_s:8.1f} tokens/s",
         f"decode        {metrics.num_output_tokens:8} tokens"
         f" {metrics.decode_tokens_per_s:8.1f} tokens/s",
-        f"finish        {first.finish_reason}{reason}",
+        f"finish        {', '.join(ends)}",
     )
     print("\n".join(lines), file=sys.stderr)

@@ -194,7 +194,8 @@ def exponential_decay(start: int, factor: float, ending_ids: Collection[int]) ->
     def process(token_ids: TokenIds, logits: Logits) -> Logits:
         excess = len(token_ids) - start
         if excess > 0:
-            logits[raised] += np.abs(logits[raised]) * np.float32(_power(factor, excess) - 1)
+            allowed = raised[logits[raised] > _FORBIDDEN]  # what is forbidden stays so
+            logits[allowed] += np.abs(logits[allowed]) * np.float32(_power(factor, excess) - 1)
         return logits
 
     return process

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ovgen.decoding import truncation
 from ovgen.decoding.arrays import Indices, Logits
 from ovgen.decoding.random import Draws
-from ovgen.decoding.truncation import Truncation, weights_of
+from ovgen.decoding.truncation import FEW, Truncation, weights_of
 from ovgen.generation_config import GenerationConfig
 
 _BLOCK = 512
@@ -36,6 +36,7 @@ class Workspace:
 
     def __init__(self) -> None:
         self._rows: dict[str, Logits] = {}
+        self._mask = np.empty(0, np.bool_)
 
     def row(self, name: str, size: int) -> Logits:
         """[size] float32 with anything in it, the same for the same name."""
@@ -44,13 +45,23 @@ class Workspace:
             row = self._rows[name] = np.empty(size, np.float32)
         return row
 
+    def mask(self, size: int) -> truncation.Mask:
+        """[size] bool with anything in it, always the same."""
+        if len(self._mask) < size:
+            self._mask = np.empty(size, np.bool_)
+        return self._mask[:size]
+
 
 @dataclass(slots=True)
 class Candidates:
-    """The tokens that are left to choose from; ``ids`` None: all of the vocabulary."""
+    """The tokens that are left to choose from; ``ids`` None: all of the vocabulary.
+
+    The temperature is in the weights, not in the logits: it does not change their order.
+    """
 
     logits: Logits
     workspace: Workspace
+    temperature: np.float32
     ids: Indices | None = None
     weights: Logits | None = field(default=None)
 
@@ -67,8 +78,12 @@ class Candidates:
         if self.weights is None:
             is_whole = self.ids is None
             out = self.workspace.row("weights", len(self.logits)) if is_whole else None
-            self.weights = weights_of(self.logits, out)
+            self.weights = weights_of(self.logits, out, self.temperature)
         return self.weights
+
+    def warped(self) -> Logits:
+        """The logits divided by the temperature, a copy."""
+        return np.divide(self.logits, self.temperature, dtype=np.float32)
 
 
 class Sampler:
@@ -97,16 +112,21 @@ class Sampler:
         """The first bound of surprise of Mirostat; None without it."""
         return None if self._tau is None else 2.0 * self._tau
 
-    def warp(self, logits: Logits, workspace: Workspace, draws: Draws | None) -> Candidates:
-        """The candidates, their logits divided by the temperature; ``logits`` are overwritten.
+    def warp(
+        self,
+        logits: Logits,
+        workspace: Workspace,
+        draws: Draws | None,
+        *,
+        may_forbid: bool = True,
+    ) -> Candidates:
+        """The candidates that are left of the logits [vocab].
 
-        XTC draws first, and only where it is on.
+        XTC draws first, and only where it is on. ``may_forbid``: some of the logits may be minus
+        infinity. The result is valid until the workspace is used again.
         """
-        if self._temperature != 1:
-            np.divide(logits, self._temperature, out=logits)
-        candidates = Candidates(logits, workspace)
-        lowest = logits.min()
-        if lowest == -np.inf:
+        candidates = Candidates(logits, workspace, self._temperature)
+        if may_forbid and logits.min() == -np.inf:
             candidates.narrow(np.flatnonzero(logits > -np.inf))
         for name, step in self._steps:
             if name == "xtc":
@@ -114,18 +134,25 @@ class Sampler:
                 if draws.uniform() >= self._xtc_probability:
                     continue
             weights = None if name in _BY_LOGITS else candidates.weigh()
-            candidates.narrow(step(candidates.logits, weights))
+            scratch = workspace.mask(len(candidates.logits))
+            candidates.narrow(step(candidates.logits, weights, scratch))
         return candidates
 
     def sample(
-        self, logits: Logits, workspace: Workspace, draws: Draws, mu: float | None = None
+        self,
+        logits: Logits,
+        workspace: Workspace,
+        draws: Draws,
+        mu: float | None = None,
+        *,
+        may_forbid: bool = True,
     ) -> tuple[int, float | None]:
-        """A token drawn, and Mirostat's next ``mu``; ``logits`` [vocab] are overwritten.
+        """A token drawn by its logits [vocab], and Mirostat's next ``mu``.
 
         The token is the first, by id, at which the cumulative probability exceeds the uniform
-        number drawn.
+        number drawn. ``may_forbid`` as in `warp`.
         """
-        candidates = self.warp(logits, workspace, draws)
+        candidates = self.warp(logits, workspace, draws, may_forbid=may_forbid)
         if mu is not None:
             candidates.narrow(truncation.mirostat(mu)(candidates.logits, candidates.weigh()))
         weights = candidates.weigh()
@@ -143,6 +170,8 @@ def pick(weights: Logits, uniform: float) -> int:
         weights: [n] float32, not negative, with a positive sum.
         uniform: in [0, 1).
     """
+    if len(weights) <= FEW:
+        return _pick_of_few(weights.tolist(), uniform)
     if len(weights) <= 2 * _BLOCK:
         return _pick(weights, uniform * float(weights.sum(dtype=np.float64)))
     # By blocks: a running sum over the whole vocabulary would take longer than all the rest.
@@ -156,6 +185,16 @@ def pick(weights: Logits, uniform: float) -> int:
     before = float(bounds[block - 1]) if block else 0.0
     start = block * _BLOCK
     return start + _pick(weights[start : start + _BLOCK], target - before)
+
+
+def _pick_of_few(weights: list[float], uniform: float) -> int:
+    target, passed, last = uniform * sum(weights), 0.0, 0
+    for index, weight in enumerate(weights):
+        passed += weight
+        if passed > target:
+            return index
+        last = index if weight else last
+    return last
 
 
 def _pick(weights: Logits, target: float) -> int:

@@ -1,7 +1,8 @@
 """Which candidates a token may be sampled from: each function keeps a part of them.
 
 They take the candidates' logits [n] float32, all finite, and where the caller has them the weights
-``exp(logits - max)`` up to a common factor; they give the indices kept, ascending. Leaving a
+``exp(logits - max)`` up to a common factor, and a mask of their size to write to; they give the
+indices kept, ascending. Leaving a
 candidate out is what transformers does by setting its logit to minus infinity. ``min_keep``: so
 many of the most likely stay in any case.
 """
@@ -13,18 +14,29 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from ovgen.decoding.arrays import Indices, Logits, kth_highest, top_indices
 
 Truncation: TypeAlias = Callable[..., Indices]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+# So many candidates are handled faster one by one than by calls of numpy, each of which costs some
+# microseconds, and more where the device has just used the caches.
+FEW = 256
 
 # Weights, relative to the highest, below which candidates are at first not looked at.
-_FLOORS = (1e-2, 1e-4, 1e-6)
+_NEUTRAL = np.float32(1)
+_FLOORS = (np.float32(1e-3), np.float32(1e-5))
 
 
-def weights_of(logits: Logits, out: Logits | None = None) -> Logits:
-    """``exp(logits - max)``: probabilities up to a common factor, the highest is 1."""
-    shifted = np.subtract(logits, logits.max(), out=out)
+def weights_of(
+    logits: Logits, out: Logits | None = None, temperature: np.float32 = _NEUTRAL
+) -> Logits:
+    """``exp((logits - max) / temperature)``: probabilities but for a factor, the highest is 1."""
+    shifted = np.subtract(logits, np.maximum.reduce(logits), out=out)
+    if temperature != 1:
+        np.divide(shifted, temperature, out=shifted)
     return np.exp(shifted, out=shifted)
 
 
@@ -32,7 +44,7 @@ def top_k(k: int, min_keep: int = 1) -> Truncation:
     """The k most likely, and all that equal the last of them (Fan et al., 2018)."""
     k = max(k, min_keep)
 
-    def keep(logits: Logits, weights: Logits | None = None) -> Indices:
+    def keep(logits: Logits, weights: Logits | None = None, scratch: Mask | None = None) -> Indices:
         return np.flatnonzero(logits >= kth_highest(logits, k))
 
     return keep
@@ -45,21 +57,21 @@ def top_p(p: float, min_keep: int = 1) -> Truncation:
     stable (torch's is not on every processor).
     """
 
-    def keep(logits: Logits, weights: Logits | None = None) -> Indices:
+    def keep(logits: Logits, weights: Logits | None = None, scratch: Mask | None = None) -> Indices:
         weights = weights_of(logits) if weights is None else weights
-        total = float(weights.sum())
-        candidates = _at_least(weights, p * total)
-        descending = np.sort(logits[candidates])[::-1]
-        probabilities = np.exp((descending - descending[0]).astype(np.float64))
-        probabilities *= float(weights[candidates].max()) / total
-        up_to_here = 1.0 - (np.cumsum(probabilities) - probabilities)
-        # In float32, as transformers compares them: matters where probabilities are round.
-        is_kept = up_to_here.astype(np.float32) > np.float32(1 - p)
-        num_kept = max(int(is_kept.sum()), min(min_keep, len(logits)), 1)
-        if num_kept > len(descending):
+        total = float(np.add.reduce(weights))
+        candidates, shares = _at_least(weights, p * total, scratch)
+        if min_keep <= len(candidates) <= FEW:
+            values = logits[candidates].tolist()
+            return candidates[_few_top_p(values, shares.tolist(), total, p, min_keep)]
+        values = logits[candidates]
+        num_kept = _num_in_mass(np.sort(shares)[::-1], total, p)
+        num_kept = max(num_kept, min(min_keep, len(logits)))
+        if num_kept > len(candidates):
             return np.sort(top_indices(logits, num_kept))
-        lowest = descending[num_kept - 1]
-        kept = candidates[logits[candidates] >= lowest]
+        lowest = np.partition(values, len(values) - num_kept)[len(values) - num_kept]
+        is_kept = values >= lowest
+        kept = candidates[is_kept]
         surplus = len(kept) - num_kept
         return kept if surplus == 0 else np.delete(kept, _first(logits[kept] == lowest, surplus))
 
@@ -69,7 +81,7 @@ def top_p(p: float, min_keep: int = 1) -> Truncation:
 def min_p(p: float, min_keep: int = 1) -> Truncation:
     """Those at least p times as likely as the most likely (Nguyen et al., 2024)."""
 
-    def keep(logits: Logits, weights: Logits | None = None) -> Indices:
+    def keep(logits: Logits, weights: Logits | None = None, scratch: Mask | None = None) -> Indices:
         weights = weights_of(logits) if weights is None else weights
         return _with_top(np.flatnonzero(weights >= np.float32(p) * weights.max()), logits, min_keep)
 
@@ -79,7 +91,7 @@ def min_p(p: float, min_keep: int = 1) -> Truncation:
 def typical_p(p: float, min_keep: int = 1) -> Truncation:
     """Those whose surprise is closest to the expected one, of mass p (Meister et al., 2022)."""
 
-    def keep(logits: Logits, weights: Logits | None = None) -> Indices:
+    def keep(logits: Logits, weights: Logits | None = None, scratch: Mask | None = None) -> Indices:
         weights = weights_of(logits) if weights is None else weights
         probabilities = weights / weights.sum()
         log_probabilities = _log(probabilities)
@@ -104,7 +116,7 @@ def typical_p(p: float, min_keep: int = 1) -> Truncation:
 def epsilon_cutoff(epsilon: float, min_keep: int = 1) -> Truncation:
     """Those with a probability of at least epsilon (Hewitt et al., 2022)."""
 
-    def keep(logits: Logits, weights: Logits | None = None) -> Indices:
+    def keep(logits: Logits, weights: Logits | None = None, scratch: Mask | None = None) -> Indices:
         weights = weights_of(logits) if weights is None else weights
         threshold = np.float32(epsilon * float(weights.sum()))
         return _with_ties(np.flatnonzero(weights >= threshold), logits, min_keep)
@@ -115,7 +127,7 @@ def epsilon_cutoff(epsilon: float, min_keep: int = 1) -> Truncation:
 def eta_cutoff(epsilon: float, min_keep: int = 1) -> Truncation:
     """As epsilon_cutoff, by a bound that falls with the entropy (Hewitt et al., 2022)."""
 
-    def keep(logits: Logits, weights: Logits | None = None) -> Indices:
+    def keep(logits: Logits, weights: Logits | None = None, scratch: Mask | None = None) -> Indices:
         weights = weights_of(logits) if weights is None else weights
         probabilities = weights / weights.sum()
         entropy = -float(np.dot(probabilities, _log(probabilities)))
@@ -128,7 +140,7 @@ def eta_cutoff(epsilon: float, min_keep: int = 1) -> Truncation:
 def top_n_sigma(n: float) -> Truncation:
     """Those within n standard deviations of the highest logit (Tang et al., 2024)."""
 
-    def keep(logits: Logits, weights: Logits | None = None) -> Indices:
+    def keep(logits: Logits, weights: Logits | None = None, scratch: Mask | None = None) -> Indices:
         return np.flatnonzero(logits >= logits.max() - np.float32(n) * logits.std())
 
     return keep
@@ -140,7 +152,7 @@ def xtc(threshold: float, min_keep: int = 1) -> Truncation:
     "Exclude top choices", by p-e-w, as in llama.cpp; its chance is drawn by the caller.
     """
 
-    def keep(logits: Logits, weights: Logits | None = None) -> Indices:
+    def keep(logits: Logits, weights: Logits | None = None, scratch: Mask | None = None) -> Indices:
         weights = weights_of(logits) if weights is None else weights
         reach = np.flatnonzero(weights / weights.sum() >= np.float32(threshold))
         if len(reach) < 2 or len(logits) - len(reach) + 1 < min_keep:
@@ -154,7 +166,7 @@ def xtc(threshold: float, min_keep: int = 1) -> Truncation:
 def mirostat(mu: float) -> Truncation:
     """Those with a surprise of at most mu bits, one at least: Mirostat 2 (Basu et al., 2020)."""
 
-    def keep(logits: Logits, weights: Logits | None = None) -> Indices:
+    def keep(logits: Logits, weights: Logits | None = None, scratch: Mask | None = None) -> Indices:
         weights = weights_of(logits) if weights is None else weights
         threshold = float(weights.sum()) * 2.0 ** min(-mu, 64.0)
         kept = np.flatnonzero(weights >= np.float32(threshold))
@@ -163,14 +175,42 @@ def mirostat(mu: float) -> Truncation:
     return keep
 
 
-def _at_least(weights: Logits, mass: float) -> Indices:
-    """Indices of the highest weights, all those above some floor, that weigh more than mass."""
+def _few_top_p(
+    logits: list[float], weights: list[float], total: float, p: float, min_keep: int
+) -> list[int]:
+    """What top_p keeps of a few candidates, the least likely of which it does not reach."""
+    order = sorted(range(len(logits)), key=logits.__getitem__)
+    order.reverse()
+    bound, before = np.float32(1 - p), 0.0
+    about = float(bound) + 1e-6
+    for num_kept, place in enumerate(order):
+        left = 1.0 - before / total
+        if left < about and num_kept >= min_keep and np.float32(left) <= bound:
+            return sorted(order[:num_kept])
+        before += weights[place]
+    return sorted(order)
+
+
+def _num_in_mass(descending: Logits, total: float, p: float) -> int:
+    """How many of the highest weights reach the share p of the total, one at least."""
+    reached = np.cumsum(descending, dtype=np.float64)
+    bound = np.float32(1 - p)
+    num = int(np.searchsorted(reached, (1.0 - float(bound)) * total * (1 - 1e-6)))
+    # In float32, as transformers compares them: matters where probabilities are round.
+    while num < len(reached) and np.float32(1.0 - reached[num] / total) > bound:
+        num += 1
+    return min(num + 1, len(reached))
+
+
+def _at_least(weights: Logits, mass: float, scratch: Mask | None) -> tuple[Indices, Logits]:
+    """The highest weights, all above some floor, that weigh more than mass: indices, values."""
     for floor in _FLOORS:
-        candidates = np.flatnonzero(weights >= floor)
+        (candidates,) = np.greater_equal(weights, floor, out=scratch).nonzero()
         # A little more than mass: sums in float32 differ with their order.
-        if float(weights[candidates].sum()) > mass * 1.00001:
-            return candidates
-    return np.arange(len(weights))
+        found = weights[candidates]
+        if float(np.add.reduce(found)) > mass * 1.00001:
+            return candidates, found
+    return np.arange(len(weights)), weights
 
 
 def _with_top(kept: Indices, logits: Logits, min_keep: int) -> Indices:
@@ -190,5 +230,5 @@ def _log(probabilities: Logits) -> Logits:
     return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
 
 
-def _first(mask: np.ndarray[tuple[int], np.dtype[np.bool_]], count: int) -> Indices:
+def _first(mask: Mask, count: int) -> Indices:
     return np.flatnonzero(mask)[:count]

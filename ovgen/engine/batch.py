@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 
 from ovgen.engine.sequence import Request, Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
-    """The next ``num_scheduled_tokens`` of a sequence, after those computed before."""
+    """The next ``num_scheduled_tokens`` of a row, after those computed before.
+
+    ``num_logits`` of them, the last ones, are to have their logits.
+    """
 
     request: Request
     sequence: Sequence
     num_scheduled_tokens: int
+    num_logits: int
 
     @property
     def is_sampled(self) -> bool:
         """Whether these tokens reach the sequence's last one, so that the next is sampled."""
         end = self.sequence.num_computed_tokens + self.num_scheduled_tokens
-        return end == self.sequence.num_tokens
+        return end == self.sequence.num_tokens and self.request.max_output_tokens > 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ScheduledBatch:
-    """The sequences of one step."""
+    """The rows of one step; the same object serves several while nothing but tokens changes."""
 
     scheduled: tuple[ScheduledSequence, ...]
+    by_request: tuple[tuple[Request, tuple[ScheduledSequence, ...]], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        groups = groupby(self.scheduled, key=lambda item: item.request)
+        by_request = tuple((request, tuple(items)) for request, items in groups)
+        object.__setattr__(self, "by_request", by_request)
 
     @property
-    def sampled(self) -> tuple[ScheduledSequence, ...]:
-        """Those whose next token is sampled; the runner gives a row of logits for each."""
-        return tuple(item for item in self.scheduled if item.is_sampled)
+    def is_decoding(self) -> bool:
+        """Whether every row takes one token, and has the next one chosen."""
+        return all(i.num_scheduled_tokens == 1 and i.num_logits == 1 for i in self.scheduled)
+
+    @property
+    def num_logits(self) -> int:
+        """Rows of logits that the runner gives, in the order of ``scheduled``."""
+        return sum(item.num_logits for item in self.scheduled)

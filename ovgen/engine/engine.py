@@ -1,25 +1,33 @@
-"""The engine: schedule, run, sample, update, emit."""
+"""The engine: schedule, run, select, update, emit."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from collections.abc import Sequence as Tokens
+from collections.abc import Sequence as Sequences
 from itertools import count
-from operator import index
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ovgen.decoding.sampler import greedy
+from ovgen.decoding.sampler import Workspace
 from ovgen.engine.batch import ScheduledBatch
 from ovgen.engine.output_processor import Arrival, OutputProcessor
+from ovgen.engine.request_builder import Prompt, RequestBuilder
 from ovgen.engine.scheduler import Scheduler
-from ovgen.engine.sequence import Request, Sequence
-from ovgen.errors import ConfigError, RequestError
+from ovgen.engine.selection import Selection, select
+from ovgen.engine.sequence import FinishReason, Request
+from ovgen.errors import OvgenError, UnsupportedModelError
 from ovgen.generation_config import GenerationConfig
 from ovgen.outputs import StreamChunk
+
+# Rows of logits in one step, where those of a prompt are wanted: 64 MB of float32.
+_LOGITS_SIZE = 1 << 24
+
+# Seconds after which a step looks up from the device: for aborts, deadlines and other threads.
+_SLICE = 0.05
+
+Emitted = tuple[Request, StreamChunk | OvgenError]
 
 
 class ModelRunner(Protocol):
@@ -29,11 +37,16 @@ class ModelRunner(Protocol):
     def max_running_requests(self) -> int:
         """Requests that may share a batch."""
 
+    @property
+    def has_padding(self) -> bool:
+        """Whether rows of a request may begin later than others."""
+
     def start(self, batch: ScheduledBatch) -> None:
         """Begin to compute a batch; one at a time."""
 
-    def wait(self) -> npt.NDArray[np.float32]:
-        """The logits [num_sampled, vocab] of the batch begun, valid until the next `start`."""
+    def wait(self, timeout: float) -> npt.NDArray[np.float32] | None:
+        """The logits [num_logits, vocab] of the batch begun, valid until the next `start`; None
+        where they are not there after ``timeout`` seconds."""
 
     def reset(self) -> None:
         """Forget everything computed, a batch under way with it."""
@@ -51,6 +64,7 @@ class Engine:
         context_length: most tokens of prompt and output together.
         vocab_size: token ids are below it.
         token_budget: most tokens in one step.
+        logits_budget: most rows of logits in one step, where those of a prompt are wanted.
     """
 
     def __init__(
@@ -61,64 +75,102 @@ class Engine:
         context_length: int,
         vocab_size: int,
         token_budget: int,
+        logits_budget: int | None = None,
     ) -> None:
+        ids = count()
         self._runner = runner
         self._output_processor = output_processor
-        self._context_length = context_length
-        self._vocab_size = vocab_size
+        self._workspace = Workspace()
+        self._builder = RequestBuilder(
+            output_processor,
+            self._workspace,
+            ids,
+            context_length=context_length,
+            vocab_size=vocab_size,
+        )
         self._scheduler = Scheduler(
-            token_budget=token_budget, max_running_requests=runner.max_running_requests
+            token_budget=token_budget,
+            logits_budget=logits_budget or max(1, _LOGITS_SIZE // vocab_size),
+            max_running_requests=runner.max_running_requests,
+            ids=ids,
         )
         self._batch: ScheduledBatch | None = None  # under way on the device
-        self._updated: list[tuple[Request, Sequence]] = []  # not put out yet
+        self._updated: list[Request] = []  # not put out yet
+        self._failed: list[tuple[Request, OvgenError]] = []
         self._updated_at = 0.0
-        self._ids = count()
 
-    def prepare(
-        self, prompt_token_ids: Tokens[int], config: GenerationConfig, now: float
-    ) -> Request:
-        """A checked request, not queued yet; ``now`` is time.perf_counter().
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether a step would do anything."""
+        return self._scheduler.has_unfinished or bool(self._updated or self._failed)
+
+    def prepare(self, prompt: Prompt, config: GenerationConfig, arrival: Arrival) -> Request:
+        """A checked request, not queued yet.
 
         Raises:
             RequestError: no token ids, an empty prompt, one that leaves no room in the context, or
                 a token id that the model does not have.
-            ConfigError: more new tokens than the context has room for.
+            ConfigError: more new tokens than the context has room for, or an option with a token
+                id that the model does not have.
+            UnsupportedModelError: guidance by a graph that cannot do it.
         """
-        prompt = _token_ids(prompt_token_ids)
-        self._check(prompt, config)
-        room = self._context_length - len(prompt)
-        return Request(
-            request_id=next(self._ids),
-            prompt_token_ids=prompt,
-            max_output_tokens=config.max_new_tokens or room,
-            eos_ids=frozenset(() if config.ignore_eos else config.eos_ids),
-            deadline=None if config.max_time is None else now + config.max_time,
-            sequences=[Sequence(next(self._ids), prompt)],
-        )
+        request = self._builder.generation(prompt, config, arrival)
+        lengths = {len(row.prompt_token_ids) for row in request.sequences[0].rows}
+        # Refused here, for the runner's error would be that of whoever drives the engine then.
+        if len(lengths) > 1 and not self._runner.has_padding:
+            raise UnsupportedModelError(
+                "guidance by a prompt of another length needs a graph with an attention_mask over "
+                "a KV cache; leave guidance_scale out"
+            )
+        return request
+
+    def prepare_scores(
+        self, token_ids: Sequences[Sequences[int]], num_context: Sequences[int]
+    ) -> Request:
+        """A request that generates nothing: log-probabilities of texts, as `prompt_logprobs`.
+
+        Args:
+            token_ids: the texts, which share as much of their beginnings as they can.
+            num_context: of each text, how many tokens at its beginning are only context.
+
+        Raises:
+            RequestError: as `prepare`.
+        """
+        return self._builder.scores(token_ids, num_context)
 
     def add_request(self, request: Request, config: GenerationConfig, arrival: Arrival) -> None:
         """Queue a prepared request."""
         self._output_processor.add(request, config, arrival)
         self._scheduler.add(request)
 
-    def step(self) -> list[tuple[Request, StreamChunk]]:
+    def step(self) -> list[Emitted]:
         """Finish the batch under way, begin the next, and give what the finished one brought.
 
-        The text of this step is made while the device computes the next one.
+        The text of this step is made while the device computes the next one. Where a request is
+        aborted or its time is up, it ends at once, whatever the device is computing.
         """
-        if not self._updated:  # else the step before broke off
+        if not self._updated and not self._failed:  # else the step before broke off
             batch = self._batch or self._start_next()
             if batch is None:
                 return []
-            token_ids = greedy(self._runner.wait())
-            self._updated_at = time.perf_counter()
-            self._updated = self._scheduler.update(batch, token_ids, self._updated_at)
-            self._start_next()
+            time_left = self._scheduler.next_deadline() - time.perf_counter()
+            logits = self._runner.wait(min(_SLICE, max(0.0, time_left)))
+            now = self._updated_at = time.perf_counter()
+            if logits is not None:
+                selection = select(batch, logits, self._workspace, now)
+                self._updated = self._scheduler.update(batch, selection.choices)
+                self._fail(batch, selection)
+            self._end_late(now)
+            if logits is not None:
+                self._start_next()
+            elif self._is_unwanted(batch):
+                self._batch = None
+                self._runner.reset()
         return self._emit()
 
     def abort(self, request: Request) -> None:
         """End a request, if it has not ended, and forget it; it emits nothing more."""
-        self._scheduler.abort(request)
+        self._scheduler.end(request, "abort")
         self._output_processor.drop(request)
 
     def is_known(self, request: Request) -> bool:
@@ -128,7 +180,7 @@ class Engine:
     def recover(self) -> None:
         """After an error anywhere in a step: whatever is still wanted is computed anew.
 
-        Tokens that were sampled stay, and the next step puts out those that were not.
+        Tokens that were chosen stay, and the next step puts out those that were not.
         """
         self._batch = None
         self._scheduler.preempt_all()
@@ -146,51 +198,47 @@ class Engine:
             self._runner.start(self._batch)
         return self._batch
 
-    def _emit(self) -> list[tuple[Request, StreamChunk]]:
-        emitted = []
-        for request, sequence in self._updated:
-            if not self.is_known(request):  # aborted since
-                continue
-            chunk, stop_string = self._output_processor.advance(request, sequence, self._updated_at)
-            if stop_string is not None:
-                self._scheduler.stop(request, sequence, stop_string)
-            if request.is_finished:
-                output = self._output_processor.finish(request)
-                chunk = StreamChunk(chunk.text, chunk.token_ids, output)
-            emitted.append((request, chunk))
-        self._updated = []
+    def _end_late(self, now: float) -> None:
+        """End the requests that are aborted or late."""
+        for request in self._scheduler.late(now):
+            reason: FinishReason = "abort" if request.is_aborted else "length"
+            conclusion = request.decoder.conclude(request) if request.decoder else None
+            self._scheduler.end(request, reason, conclusion)
+            if request not in self._updated:
+                self._updated.append(request)
+
+    def _is_unwanted(self, batch: ScheduledBatch) -> bool:
+        """Whether nobody waits for a batch under way, nor has anything else in the KV cache."""
+        is_over = all(item.request.is_finished for item in batch.scheduled)
+        return is_over and not self._scheduler.has_running
+
+    def _fail(self, batch: ScheduledBatch, selection: Selection) -> None:
+        for request in dict.fromkeys(item.request for item in batch.scheduled):
+            error = selection.failed.get(request.request_id)
+            if error is not None:
+                self._failed.append((request, error))
+                self._scheduler.end(request, "abort")
+
+    def _emit(self) -> list[Emitted]:
+        emitted: list[Emitted] = []
+        # Those that are not known have been aborted since.
+        for request, error in self._failed:
+            if self.is_known(request):
+                self._output_processor.drop(request)
+                emitted.append((request, error))
+        for request in self._updated:
+            if self.is_known(request):
+                emitted += [(request, chunk) for chunk in self._chunks(request)]
+        self._updated, self._failed = [], []
         return emitted
 
-    def _check(self, prompt: tuple[int, ...], config: GenerationConfig) -> None:
-        if not prompt:
-            raise RequestError("the prompt is empty; give at least one token")
-        if len(prompt) >= self._context_length:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens; the model's context of "
-                f"{self._context_length} must hold it and at least one new token: shorten it"
-            )
-        if max(prompt) >= self._vocab_size or min(prompt) < 0:
-            bad = next(token for token in prompt if not 0 <= token < self._vocab_size)
-            raise RequestError(
-                f"the prompt holds token id {bad}; the model knows 0 to {self._vocab_size - 1}"
-            )
-        wanted = config.max_new_tokens
-        if wanted is not None and wanted + len(prompt) > self._context_length:
-            raise ConfigError(
-                f"max_new_tokens is {wanted}, but after a prompt of {len(prompt)} tokens the "
-                f"model's context of {self._context_length} has room for "
-                f"{self._context_length - len(prompt)}"
-            )
-
-
-def _token_ids(prompt: object) -> tuple[int, ...]:
-    """A prompt as plain ints; numpy's are welcome, while bools and bytes are mistakes."""
-    if not isinstance(prompt, Iterable) or isinstance(prompt, (str, bytes, bytearray)):
-        raise RequestError(f"a prompt is a string or a list of token ids, not {prompt!r:.80}")
-    tokens = tuple(prompt)
-    try:
-        if not any(isinstance(token, bool) for token in tokens):
-            return tuple(map(index, tokens))
-    except TypeError:
-        pass
-    raise RequestError(f"token ids must be whole numbers, not as in {tokens!r:.80}")
+    def _chunks(self, request: Request) -> list[StreamChunk]:
+        """A request's news, the last of them with its output where it has ended."""
+        chunks, stopped = self._output_processor.advance(request, self._updated_at)
+        for sequence, stop_string in stopped:
+            self._scheduler.stop(request, sequence, stop_string)
+        if request.is_finished:
+            last = chunks.pop() if chunks else StreamChunk("", ())
+            output = self._output_processor.finish(request)
+            chunks.append(StreamChunk(last.text, last.token_ids, output, last.index, last.logprobs))
+        return chunks

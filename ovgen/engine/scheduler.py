@@ -1,4 +1,4 @@
-"""Decides what each step computes, and what becomes of the sampled tokens.
+"""Decides what each step computes, and what becomes of the chosen tokens.
 
 There is no prefill phase and no decode phase: every sequence catches up with its tokens under a
 token budget. Queues and status are written here and nowhere else.
@@ -6,128 +6,278 @@ token budget. Queues and status are written here and nowhere else.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Sequence as Tokens
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Choices
 
 from ovgen.engine.batch import ScheduledBatch, ScheduledSequence
-from ovgen.engine.sequence import FinishReason, Request, Sequence
+from ovgen.engine.sequence import Choice, FinishReason, Request, Sequence
 
 
 class Scheduler:
     """First come, first served, at most ``max_running_requests`` at a time.
 
+    A request's sequences move in lockstep: in one step each takes as many tokens, and the longest
+    begin first, so that all reach their ends together. This is what a stateful graph can do.
+
     Args:
         token_budget: most tokens in one step.
+        logits_budget: most rows of logits in one step, where a prompt's are wanted.
         max_running_requests: requests that share a step; 1 for the stateful runner.
+        ids: gives new sequences their ids.
     """
 
-    def __init__(self, *, token_budget: int, max_running_requests: int) -> None:
+    def __init__(
+        self,
+        *,
+        token_budget: int,
+        max_running_requests: int,
+        ids: Iterator[int],
+        logits_budget: int = 1 << 30,
+    ) -> None:
         self._token_budget = token_budget
+        self._logits_budget = logits_budget
         self._max_running_requests = max_running_requests
+        self._ids = ids
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
+        self._steady: ScheduledBatch | None = None  # the next batch too, where nothing has changed
 
     @property
     def has_unfinished(self) -> bool:
         """Whether there is anything left to compute."""
         return bool(self._waiting or self._running)
 
+    @property
+    def has_running(self) -> bool:
+        """Whether any request has begun to be computed."""
+        return bool(self._running)
+
+    @property
+    def _has_newcomer(self) -> bool:
+        """Whether a request waits that may begin."""
+        return bool(self._waiting) and len(self._running) < self._max_running_requests
+
     def add(self, request: Request) -> None:
         """Queue a request."""
+        self._steady = None
         self._waiting.append(request)
 
     def schedule(self) -> ScheduledBatch | None:
         """The next step's batch, or None when nothing is left to compute."""
-        while self._waiting and len(self._running) < self._max_running_requests:
+        if self._steady is not None:
+            return self._steady
+        while self._has_newcomer:
             self._running.append(self._waiting.popleft())
         budget = self._token_budget
         scheduled: list[ScheduledSequence] = []
         for request in self._running:
-            for sequence in request.sequences:
-                missing = sequence.num_tokens - sequence.num_computed_tokens
-                count = min(missing, budget)
-                if sequence.finish_reason is None and count > 0:
-                    scheduled.append(ScheduledSequence(request, sequence, count))
-                    budget -= count
+            items = self._next_tokens(request, budget)
+            scheduled += items
+            budget -= sum(item.num_scheduled_tokens for item in items)
+            if budget <= 0:
+                break
         return ScheduledBatch(tuple(scheduled)) if scheduled else None
 
+    def _next_tokens(self, request: Request, budget: int) -> list[ScheduledSequence]:
+        """What a request computes next: the same number of tokens of each row that has begun."""
+        missing = _missing_tokens(request)
+        if not missing:
+            return []
+        if request.max_output_tokens == 0:  # scores: rows end as they are done
+            begun, count = missing, min(number for _, number in missing)
+        else:
+            longest = max(number for _, number in missing)
+            begun = [(row, number) for row, number in missing if number == longest]
+            count = longest - max((n for _, n in missing if n < longest), default=0)
+        # A row of a request takes one token at the least, however many there are of them.
+        count = max(1, min(count, budget // len(begun)))
+        if request.score_from is not None:
+            count = max(1, min(count, self._logits_budget // len(begun)))
+        return [
+            ScheduledSequence(request, row, count, _num_logits(request, row, count))
+            for row, _ in begun
+        ]
+
     def update(
-        self, batch: ScheduledBatch, token_ids: Tokens[int], now: float
-    ) -> list[tuple[Request, Sequence]]:
-        """Take in a computed batch, and give the sequences that grew or ended by it.
+        self, batch: ScheduledBatch, choices: Mapping[int, Choices[Choice]]
+    ) -> list[Request]:
+        """Take in a computed batch, and give the requests that grew or ended by it.
 
         Args:
             batch: what was computed.
-            token_ids: the sampled token of each of ``batch.sampled``.
-            now: time.perf_counter(), held against the deadlines.
+            choices: by request_id, what becomes of the sequences that were sampled.
         """
-        sampled = dict(zip((id(s.sequence) for s in batch.sampled), token_ids, strict=True))
-        updated = []
         for item in batch.scheduled:
-            request, sequence = item.request, item.sequence
-            if sequence.finish_reason is not None:  # ended while the device was computing
+            if item.sequence.finish_reason is None:  # else it ended while the device was computing
+                item.sequence.num_computed_tokens += item.num_scheduled_tokens
+        updated = []
+        is_steady = batch.is_decoding
+        for request, _ in batch.by_request:
+            if request.is_finished:
+                is_steady = False
                 continue
-            sequence.num_computed_tokens += item.num_scheduled_tokens
-            token_id = sampled.get(id(sequence))
-            if token_id is not None:
-                sequence.output_token_ids.append(token_id)
-                self._finish_if_done(request, sequence, token_id)
-            if request.deadline is not None and now >= request.deadline:
-                self.finish(request, sequence, "length")
-            if token_id is not None or sequence.finish_reason is not None:
-                updated.append((request, sequence))
-        return updated + self._end_late_waiting(now)
+            share_prefix(request)
+            chosen = choices.get(request.request_id)
+            is_steady &= chosen is not None
+            if chosen:
+                is_steady &= self._advance(request, chosen)
+            elif request.max_output_tokens == 0:
+                self._end_scored(request)
+            if chosen or request.is_finished:
+                updated.append(request)
+            if request.is_finished:
+                self._remove(request)
+        self._steady = batch if is_steady and not self._has_newcomer else None
+        return updated
 
-    def _end_late_waiting(self, now: float) -> list[tuple[Request, Sequence]]:
-        """End the requests that were to be done before their turn came."""
-        late = [r for r in self._waiting if r.deadline is not None and now >= r.deadline]
-        ended = [(request, sequence) for request in late for sequence in request.sequences]
-        for request, sequence in ended:
-            self.finish(request, sequence, "length")
-        return ended
+    def next_deadline(self) -> float:
+        """The earliest time.perf_counter() at which a request is late; infinity if none is."""
+        deadlines = [r.deadline for r in (*self._running, *self._waiting) if r.deadline is not None]
+        return min(deadlines, default=math.inf)
 
-    def _finish_if_done(self, request: Request, sequence: Sequence, token_id: int) -> None:
-        if token_id in request.eos_ids:
-            self.finish(request, sequence, "stop", token_id)
-        elif len(sequence.output_token_ids) >= request.max_output_tokens:
-            self.finish(request, sequence, "length")
+    def late(self, now: float) -> list[Request]:
+        """Unfinished requests that are aborted, or past their deadlines."""
+        return [
+            request
+            for request in (*self._running, *self._waiting)
+            if request.is_aborted or (request.deadline is not None and now >= request.deadline)
+        ]
 
-    def finish(
-        self,
-        request: Request,
-        sequence: Sequence,
-        finish_reason: FinishReason,
-        stop_reason: int | str | None = None,
+    def end(
+        self, request: Request, finish_reason: FinishReason, sequences: list[Sequence] | None = None
     ) -> None:
-        """End a sequence, and its request with the last of them; ended ones stay as they are."""
-        if sequence.finish_reason is None:
-            sequence.finish_reason, sequence.stop_reason = finish_reason, stop_reason
-        if request.is_finished:
-            self._remove(request)
+        """End all of a request; ``sequences``: what is left of it, else all it has."""
+        left = request.sequences if sequences is None else sequences
+        for sequence in left:
+            sequence.finish_reason = sequence.finish_reason or finish_reason
+        request.sequences = left
+        self._remove(request)
 
     def stop(self, request: Request, sequence: Sequence, stop_string: str) -> None:
         """End a sequence that ran into a stop string, be it also too long by the same token."""
+        self._steady = None
         sequence.finish_reason, sequence.stop_reason = "stop", stop_string
         if request.is_finished:
             self._remove(request)
 
-    def abort(self, request: Request) -> None:
-        """End whatever of a request is unfinished."""
-        for sequence in request.sequences:
-            self.finish(request, sequence, "abort")
-
     def preempt_all(self) -> None:
         """Forget what was computed, so that all of it is computed again."""
+        self._steady = None
         for request in [*self._running, *self._waiting]:
             for sequence in request.sequences:
-                sequence.num_computed_tokens = 0
+                sequence.state = None  # it may have broken off in the middle of a token
+                for row in sequence.rows:
+                    row.num_computed_tokens = 0
                 # An update may have broken off after the append.
-                if sequence.output_token_ids:
-                    self._finish_if_done(request, sequence, sequence.output_token_ids[-1])
+                if sequence.output_token_ids and not request.is_beam_search:
+                    _finish_if_done(request, sequence, sequence.output_token_ids[-1])
+            _cut_to_the_shortest(request.unfinished)
             if request.is_finished:
                 self._remove(request)
 
+    def _advance(self, request: Request, choices: Choices[Choice]) -> bool:
+        """Make of each choice a sequence: its parent with one more token, or a fork of it.
+
+        True where the sequences are those of before, and all go on.
+
+        A step may break off anywhere. Beams, and whatever has more to it than its tokens, are
+        always forked, so that it leaves the whole of the step before; of other sequences some may
+        then have a token that others do not have, which `preempt_all` takes away.
+        """
+        is_fork = request.is_beam_search or len(choices) > len(request.sequences)
+        heirs = [self._heir(choice, is_fork or choice.mu is not None) for choice in choices]
+        for sequence, choice in zip(heirs, choices, strict=True):
+            if choice.token_id is not None:
+                _append(request, sequence, choice, choice.token_id)
+        is_same = heirs == request.sequences
+        request.sequences = heirs
+        return is_same and all(sequence.finish_reason is None for sequence in heirs)
+
+    def _heir(self, choice: Choice, is_fork: bool) -> Sequence:
+        if choice.token_id is None or not is_fork:
+            return choice.parent
+        heir = choice.parent.fork(self._ids)
+        heir.index = choice.index
+        return heir
+
+    def _end_scored(self, request: Request) -> None:
+        for sequence in request.unfinished:
+            if sequence.num_computed_tokens >= request.num_wanted_tokens(sequence):
+                sequence.finish_reason = "length"
+
     def _remove(self, request: Request) -> None:
+        self._steady = None
         for queue in (self._running, self._waiting):
             if request in queue:
                 queue.remove(request)
+
+
+def _cut_to_the_shortest(sequences: list[Sequence]) -> None:
+    """Take away the tokens that an update has given to some of them before it broke off."""
+    shortest = min((len(sequence.output_token_ids) for sequence in sequences), default=0)
+    for sequence in sequences:
+        del sequence.output_token_ids[shortest:]
+
+
+def share_prefix(request: Request) -> None:
+    """Let all sequences go on from what the first one has computed of their common beginning."""
+    first, *others = request.unfinished
+    if not others or first.num_computed_tokens != request.num_shared_tokens:
+        return
+    for sequence in others:
+        for row, leader in zip(sequence.rows, first.rows, strict=True):
+            if row.num_computed_tokens == 0:
+                row.num_computed_tokens = leader.num_computed_tokens
+                row.parent_id = leader.seq_id
+
+
+def _missing_tokens(request: Request) -> list[tuple[Sequence, int]]:
+    """The rows that are to be computed now, with the number of tokens they lack."""
+    first, *others = request.unfinished
+    if others and first.num_computed_tokens < request.num_shared_tokens:
+        shared = first.num_tokens - request.num_shared_tokens
+        rows = [(row, row.num_tokens - shared) for row in first.rows]
+    else:
+        rows = [
+            (row, request.num_wanted_tokens(row))
+            for sequence in (first, *others)
+            for row in sequence.rows
+        ]
+    return [(row, wanted - row.num_computed_tokens) for row, wanted in rows]
+
+
+def _num_logits(request: Request, row: Sequence, count: int) -> int:
+    """How many of the next ``count`` tokens of a row need their logits."""
+    end = row.num_computed_tokens + count
+    is_last = end == row.num_tokens and request.max_output_tokens > 0
+    if request.score_from is None or not _is_scored(request, row):
+        return int(is_last)
+    first = max(request.score_from + len(row.prompt_logprobs), row.num_computed_tokens)
+    num_prompt = min(end, len(row.prompt_token_ids) - 1)
+    return end - first if first < num_prompt else int(is_last)
+
+
+def _is_scored(request: Request, row: Sequence) -> bool:
+    return any(row is sequence for sequence in request.sequences)
+
+
+def _append(request: Request, sequence: Sequence, choice: Choice, token_id: int) -> None:
+    sequence.score, sequence.mu = choice.score, choice.mu
+    if choice.logprob is not None:
+        sequence.logprobs[len(sequence.output_token_ids) :] = [choice.logprob]
+    sequence.output_token_ids.append(token_id)
+    if request.is_beam_search:
+        sequence.finish_reason, sequence.stop_reason = choice.finish_reason, choice.stop_reason
+    else:
+        _finish_if_done(request, sequence, token_id)
+
+
+def _finish_if_done(request: Request, sequence: Sequence, token_id: int) -> None:
+    if sequence.finish_reason is not None:
+        return
+    if token_id in request.ending_ids:
+        sequence.finish_reason, sequence.stop_reason = "stop", token_id
+    elif len(sequence.output_token_ids) >= request.max_output_tokens:
+        sequence.finish_reason = "length"

@@ -1,22 +1,24 @@
 """Runs a stateful graph: its KV cache is a set of variables (ReadValue/Assign) in the request.
 
-One request at a time, all its sequences in lockstep. For devices and graphs without
+One request at a time, all its sequences in lockstep: rows are forked, reordered and dropped by
+``beam_idx`` as the next tokens are computed. For devices and graphs without
 PagedAttention, and for a single request from a cached compilation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+import math
+from collections.abc import Sequence as Tokens
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from ovgen.engine.batch import ScheduledBatch
+from ovgen.engine.batch import ScheduledBatch, ScheduledSequence
 from ovgen.errors import DeviceError, UnsupportedModelError
 from ovgen.model.graph_passes import SAMPLED_TOKENS
+from ovgen.model.input_tensors import InputTensors, Values
 from ovgen.model.loader import first_line
 
 _SLICE_MS = 50
@@ -56,11 +58,16 @@ class StatefulRunner:
                 f"and may have {sorted(_KNOWN_INPUTS - {'input_ids', SAMPLED_TOKENS})}"
             )
         self._request: ov.InferRequest | None = compiled.create_infer_request()
+        self._tensors = InputTensors(self._request)
         self._blob = blob
         is_recurrent = _CACHE_POSITION in self._inputs
         self._conv_kernel = _conv_kernel(self._request) if is_recurrent else None
         self._batch: ScheduledBatch | None = None
         self._request_id: int | None = None
+        self._layout: tuple[ScheduledBatch, list[int]] | None = None  # the last batch, its paddings
+        self._same_rows: list[int] = []  # beam_idx where nothing moves
+        self._rows: dict[int, tuple[int, int]] = {}  # by seq_id: row of the cache, its padding
+        self._num_columns = 0  # tokens in the cache, of every row
 
     @property
     def max_batch_tokens(self) -> int | None:
@@ -72,51 +79,63 @@ class StatefulRunner:
         return None if self._conv_kernel is None else 1
 
     def start(self, batch: ScheduledBatch) -> None:
-        """Begin to compute a batch of one request, whose sequences are equally long."""
+        """Begin to compute a batch: rows of one request, each with as many new tokens."""
         request = self._infer_request
         if self._batch is not None:  # of a step that broke off
             self._let_end()
-        first = batch.scheduled[0]
-        is_new = first.request.request_id != self._request_id
-        self._batch = batch
-        with _device_errors():
-            if is_new or first.sequence.num_computed_tokens == 0:
+        request_id = batch.scheduled[0].request.request_id
+        try:
+            if request_id != self._request_id or not self._rows:
                 request.reset_state()
-                self._request_id = first.request.request_id
-            request.start_async(self._feed(batch), share_inputs=True)
+                self._request_id, self._rows, self._num_columns = request_id, {}, 0
+                self._layout = None
+            self._set_inputs(batch)
+            self._batch = batch
+            request.start_async()
+        except RuntimeError as exc:
+            raise _device_error(exc) from exc
 
-    def wait(self) -> npt.NDArray[np.float32]:
-        """The logits [num_sampled, vocab] of the batch begun, valid until the next `start`."""
+    def wait(self, timeout: float) -> npt.NDArray[np.float32] | None:
+        """The logits [num_logits, vocab] of the batch begun, valid until the next `start`; None
+        where they are not there after ``timeout`` seconds."""
         assert self._batch is not None, "a batch was begun"
         request = self._infer_request
-        with _device_errors():
-            # In slices, for Python handles a signal only between two calls.
-            while not request.wait_for(_SLICE_MS):
-                pass
+        try:
+            # Never for long: Python handles a signal only between two calls.
+            if not request.wait_for(math.ceil(timeout * 1000)):
+                return None
+        except RuntimeError as exc:
+            raise _device_error(exc) from exc
         batch, self._batch = self._batch, None
-        logits: npt.NDArray[np.float32] = request.get_output_tensor(0).data[:, -1]
+        logits: npt.NDArray[np.float32] = request.get_output_tensor(0).data  # [rows, tokens, vocab]
         if logits.dtype != np.float32:
             logits = logits.astype(np.float32)
-        return logits[: len(batch.sampled)]
+        counts = {item.num_logits for item in batch.scheduled}
+        if len(counts) == 1:
+            return logits[:, logits.shape[1] - counts.pop() :].reshape(-1, logits.shape[2])
+        rows = zip(logits, batch.scheduled, strict=True)
+        return np.concatenate([row[len(row) - item.num_logits :] for row, item in rows])
 
     def reset(self) -> None:
         """Forget everything computed; a batch under way is waited for when the next begins.
 
         It is not cancelled: that leaves OpenVINO's CPU graph with shapes of two steps.
         """
-        self._request_id = None
+        self._request_id = self._layout = None
+        self._rows = {}
 
     def close(self) -> None:
         """Let go of the infer request, and with it of the KV cache."""
         self._let_end()
-        self._request = None
-        self._blob = None
+        self._request = self._blob = None
+        self._tensors.close()
 
     def _let_end(self) -> None:
         self.reset()
         if self._request is not None and self._batch is not None:
             with suppress(RuntimeError):  # it broke off, and wait() has told so
-                self._request.wait()
+                while not self._request.wait_for(_SLICE_MS):
+                    pass
         self._batch = None
 
     @property
@@ -124,28 +143,88 @@ class StatefulRunner:
         assert self._request is not None, "the runner is open"
         return self._request
 
-    def _feed(self, batch: ScheduledBatch) -> dict[str, npt.NDArray[Any]]:
-        past = batch.scheduled[0].sequence.num_computed_tokens
-        stop = past + batch.scheduled[0].num_scheduled_tokens
-        rows = [item.sequence.token_ids(past, stop) for item in batch.scheduled]
-        input_ids = np.array(rows, np.int64)  # [batch, tokens]
-        feed: dict[str, npt.NDArray[Any]] = {"input_ids": input_ids}
+    def _set_inputs(self, batch: ScheduledBatch) -> None:
+        """Write the inputs of a batch; from here on the rows are those of the batch."""
+        if self._layout is None or self._layout[0] is not batch:
+            self._set_rows(batch)
+        elif "beam_idx" in self._inputs:  # all rows are as they were
+            self._tensors.set("beam_idx", (len(batch.scheduled),), self._same_rows, np.int32)
+        assert self._layout is not None, "set just now"
+        paddings, tensors = self._layout[1], self._tensors
+        past, count = self._num_columns, batch.scheduled[0].num_scheduled_tokens
+        stop = self._num_columns = past + count
+        rows = [_new_tokens(item, count) for item in batch.scheduled]
+        tensors.set("input_ids", (len(rows), count), rows)
         if "attention_mask" in self._inputs:
-            seen = stop if self._conv_kernel is None else stop - past
-            feed["attention_mask"] = np.ones((len(rows), seen), np.int64)
+            seen = stop if self._conv_kernel is None else count
+            tensors.set_mask("attention_mask", seen, paddings)
         if self._conv_kernel is not None:
             # The first step says how long the window of the convolution is; later ones never
             # point before its last place.
-            window = np.arange(self._conv_kernel, dtype=np.int64)
-            feed[_CACHE_POSITION] = window if past == 0 else np.maximum(window[-1:], past)
+            size = self._conv_kernel
+            window = range(size) if past == 0 else range(max(size - 1, past), max(size, past + 1))
+            tensors.set(_CACHE_POSITION, (len(window),), window)
         if "position_ids" in self._inputs:
-            positions = np.arange(past, stop, dtype=np.int64)
-            feed["position_ids"] = np.broadcast_to(positions, input_ids.shape).copy()
+            positions: Values = range(past, stop)
+            if any(paddings):
+                positions = np.arange(past, stop) - np.array(paddings)[:, None]
+            tensors.set("position_ids", (len(rows), count), positions)
+
+    def _set_rows(self, batch: ScheduledBatch) -> None:
+        """Place the rows of a batch that is not the one before, and say where logits are wanted."""
+        past, num_rows = self._num_columns, len(self._rows)
+        sources, paddings = self._places(batch)
+        self._layout, self._same_rows = (batch, paddings), list(range(len(sources)))
         if "beam_idx" in self._inputs:
-            feed["beam_idx"] = np.arange(len(rows), dtype=np.int32)
+            self._tensors.set("beam_idx", (len(sources),), sources, np.int32)
+        elif past and sources != list(range(num_rows)):
+            self._reorder_states(sources)
         if SAMPLED_TOKENS in self._inputs:
-            feed[SAMPLED_TOKENS] = np.array([stop - past - 1], np.int64)
-        return feed
+            count = batch.scheduled[0].num_scheduled_tokens
+            num_logits = max(1, *(item.num_logits for item in batch.scheduled))
+            self._tensors.set(SAMPLED_TOKENS, (num_logits,), range(count - num_logits, count))
+
+    def _places(self, batch: ScheduledBatch) -> tuple[list[int], list[int]]:
+        """Of each row of a batch: the row it continues, and the columns that are not its own.
+
+        All rows share the columns of the cache. One that joins late, a shorter prompt, has its
+        first token where the others are already; the mask hides from it what comes before.
+        """
+        sources: list[int] = []
+        paddings: list[int] = []
+        for item in batch.scheduled:
+            sequence = item.sequence
+            row, padding = 0, self._num_columns
+            if sequence.num_computed_tokens > 0:
+                known = self._rows.get(sequence.seq_id)
+                if known is None:
+                    assert sequence.parent_id is not None, "a sequence goes on from its own tokens"
+                    known = self._rows[sequence.parent_id]
+                row, padding = known
+            assert not padding or self.has_padding, "the engine asks no more of a graph than it can"
+            sources.append(row)
+            paddings.append(padding)
+        self._rows = {
+            item.sequence.seq_id: (row, padding)
+            for row, (item, padding) in enumerate(zip(batch.scheduled, paddings, strict=True))
+        }
+        return sources, paddings
+
+    @property
+    def has_padding(self) -> bool:
+        """Whether rows of different lengths can share the graph: a mask hides the difference."""
+        return "attention_mask" in self._inputs and self._conv_kernel is None
+
+    def _reorder_states(self, sources: list[int]) -> None:
+        """What beam_idx does, for a graph without it: at the cost of copying the whole cache."""
+        for state in self._infer_request.query_state():
+            state.state = ov.Tensor(state.state.data[sources])
+
+
+def _new_tokens(item: ScheduledSequence, count: int) -> Tokens[int]:
+    past = item.sequence.num_computed_tokens
+    assert item.num_scheduled_tokens == count, "in lockstep"
+    return item.sequence.token_ids(past, past + count)
 
 
 def _conv_kernel(request: ov.InferRequest) -> int:
@@ -156,9 +235,5 @@ def _conv_kernel(request: ov.InferRequest) -> int:
     raise UnsupportedModelError("the graph has a cache_position, but no states of convolutions")
 
 
-@contextmanager
-def _device_errors() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as exc:
-        raise DeviceError(f"the device failed to compute a step: {first_line(exc)}") from exc
+def _device_error(exc: RuntimeError) -> DeviceError:
+    return DeviceError(f"the device failed to compute a step: {first_line(exc)}")

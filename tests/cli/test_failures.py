@@ -81,6 +81,35 @@ def test_chat_template(fails, ir, template, reason):
     assert reason in fails("run", ir, "hi")
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--option", "temperature=0.5"], "temperature=0.5 has no effect without sampling"),
+        (["--option", "length_penalty=2"], "length_penalty=2.0 has no effect without beam search"),
+    ],
+)
+def test_an_option_against_the_models_own_is_found_before_the_model_loads(
+    fails, ir, options, reason
+):
+    (ir / "openvino_model.bin").unlink()
+    assert reason in fails("run", ir, "hi", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--temperature", "0"], "temperature must be a finite number above 0"),
+        (["--top-p", "nan"], "top_p must be"),
+        (["--seed", "-1"], "seed must be"),
+        (["--option", "logit_bias=5"], "logit_bias must be a dict"),
+        (["--num-beams", "2", "--option", "mirostat_tau=5"], "num_beams=2: set num_beams=1"),
+        (["--temperature", "0.5", "--option", "do_sample=false"], "without sampling: give do_samp"),
+    ],
+)
+def test_a_broken_option_is_found_before_the_model(fails, tmp_path, options, reason):
+    assert reason in fails("run", tmp_path / "none", "hi", *options)
+
+
 def test_no_chat_template(fails, ir):
     (ir / "chat_template.jinja").unlink()
     assert "--raw" in fails("run", ir, "hi")

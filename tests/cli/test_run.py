@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -11,6 +12,8 @@ import sys
 import pytest
 
 from ovgen import LLM
+from ovgen.cli.run import to_json
+from ovgen.outputs import CompletionOutput, RequestMetrics, RequestOutput, TokenLogprob
 
 SHORT = ("--max-new-tokens", "12")
 
@@ -64,6 +67,18 @@ def test_json(cli, ir, answer):
         "prompt_token_ids": list(expected.prompt_token_ids),
         "finish_reason": expected.outputs[0].finish_reason,
         "stop_reason": expected.outputs[0].stop_reason,
+        "outputs": [
+            {
+                "text": expected.text,
+                "token_ids": list(expected.token_ids),
+                "finish_reason": expected.outputs[0].finish_reason,
+                "stop_reason": expected.outputs[0].stop_reason,
+                "score": None,
+                "logprobs": None,
+                "cumulative_logprob": None,
+            }
+        ],
+        "seed": None,
     }
     assert metrics["num_output_tokens"] == len(expected.token_ids)
     assert len(metrics["itl"]) == metrics["num_output_tokens"] - 1
@@ -72,13 +87,85 @@ def test_json(cli, ir, answer):
         assert metrics[name] > 0
 
 
+def test_json_of_several_samples(cli, ir, answer):
+    expected = answer("hello", do_sample=True, seed=7, num_return_sequences=3, logprobs=2)
+    got = json.loads(
+        cli(
+            "run", ir, "hello", *SHORT, "--seed", "7", "--option", "num_return_sequences=3",
+            "--logprobs", "2", "--json",
+        ).text()
+    )  # fmt: skip
+    assert [one["text"] for one in got["outputs"]] == [one.text for one in expected.outputs]
+    assert len({one["text"] for one in got["outputs"]}) == 3
+    assert (got["text"], got["seed"]) == (expected.text, 7)
+    for one, wanted in zip(got["outputs"], expected.outputs, strict=True):
+        assert one["cumulative_logprob"] == pytest.approx(wanted.cumulative_logprob)
+        assert [token["token_id"] for token in one["logprobs"]] == one["token_ids"]
+        assert all(token["rank"] >= 1 and len(token["top"]) == 2 for token in one["logprobs"])
+    assert "prompt_logprobs" not in got
+
+
+def test_json_of_beams_and_of_the_prompt(cli, ir, answer):
+    expected = answer("hello", num_beams=3, prompt_logprobs=1)
+    got = json.loads(
+        cli(
+            "run", ir, "hello", *SHORT, "--num-beams", "3", "--option", "prompt_logprobs=1",
+            "--json",
+        ).text()
+    )  # fmt: skip
+    assert got["token_ids"] == list(expected.token_ids)
+    assert got["outputs"][0]["score"] == pytest.approx(expected.outputs[0].score)
+    first, *others = got["prompt_logprobs"]
+    assert first is None
+    assert [token["token_id"] for token in others] == got["prompt_token_ids"][1:]
+
+
+def test_json_has_no_infinite_numbers():
+    impossible = TokenLogprob(5, -math.inf, 9, ((1, -0.5), (2, -math.inf)))
+    metrics = RequestMetrics(1, 1, 0.1, (), 0.1, 0.1, 0.1)
+    output = CompletionOutput("a", (5,), "length", None, -math.inf, (impossible,))
+    got = to_json(RequestOutput((1,), (output,), metrics, None, (None, impossible)))
+    assert json.loads(json.dumps(got, allow_nan=False)) == got
+    shown = {"token_id": 5, "logprob": None, "rank": 9, "top": [[1, -0.5], [2, None]]}
+    assert got["outputs"][0]["logprobs"] == [shown]
+    assert got["prompt_logprobs"] == [None, shown]
+
+
+def test_sampling_is_streamed_as_the_api_samples(cli, ir, answer):
+    options = ("--temperature", "1.5", "--top-p", "0.9", "--top-k", "40", "--min-p", "0.01")
+    expected = answer("hello", do_sample=True, temperature=1.5, top_p=0.9, top_k=40, min_p=0.01,
+                      seed=3).text  # fmt: skip
+    assert cli("run", ir, "hello", *SHORT, *options, "--seed", "3").text() == line(expected)
+    assert expected != answer("hello").text
+
+
+def test_text_is_of_one_output_where_the_model_wants_several(cli, ir):
+    path = ir / "generation_config.json"
+    stored = json.loads(path.read_text())
+    wishes = {"do_sample": True, "seed": 5, "num_return_sequences": 2}
+    path.write_text(json.dumps({**stored, **wishes}))
+    text = cli("run", ir, "hello", *SHORT).text()
+    outputs = json.loads(cli("run", ir, "hello", *SHORT, "--json").text())["outputs"]
+    assert len({one["text"] for one in outputs}) == 2
+    assert text == line(outputs[0]["text"])
+
+
 def test_stats(cli, ir):
     result = cli("run", ir, "hello", *SHORT, "--ignore-eos", "--stats")
     assert result.text()
     for name in ("load", "tokenization", "TTFT", "TPOT", "prefill", "decode"):
         assert re.search(rf"^{name} +\d", result.err, re.MULTILINE), result.err
     assert "12 tokens" in result.err
-    assert "finish        length" in result.err
+    assert "finish        length\n" in result.err
+
+
+def test_stats_of_several_outputs(cli, ir):
+    result = cli(
+        "run", ir, "hello", *SHORT, "--ignore-eos", "--seed", "1", "--stats", "--json",
+        "--option", "num_return_sequences=2",
+    )  # fmt: skip
+    assert "24 tokens" in result.err
+    assert "finish        length, length\n" in result.err
 
 
 def test_stop(cli, ir, answer):

@@ -153,3 +153,13 @@ def test_streaming_processors_are_started_for_each_sequence():
     assert (state.seen, factory.seen) == (0, 99)
     state.accept(np.array([1, 2]))
     assert np.isfinite(apply(chain, [1, 2], streaming=(state,))).sum() == VOCAB - 2
+
+
+def test_decay_leaves_forbidden_what_is_forbidden():
+    """transformers makes NaN of it, and the ending token the next one."""
+    chain = processing(
+        eos_token_id=2, min_new_tokens=4, exponential_decay_length_penalty=(0, 2.0)
+    )
+    logits = np.full(VOCAB, -1, np.float32)
+    assert apply(chain, [1, 5, 6, 7], logits)[2] == -np.inf
+    assert apply(chain, [1, 5, 6, 7, 7, 7, 7], logits)[2] == 14

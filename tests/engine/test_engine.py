@@ -6,76 +6,26 @@ import itertools
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
-from fakes import EOS, FakeRunner, FakeTokenizer, continuation, mixing_script, spelling_script
+from fakes import (
+    CONTEXT,
+    EOS,
+    FakeRunner,
+    Served,
+    continuation,
+    interrupt_at_line,
+    mixing_script,
+    spelling_script,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovgen.engine.engine import Engine
-from ovgen.engine.output_processor import Arrival, OutputProcessor
+from ovgen.engine.output_processor import Arrival
+from ovgen.engine.request_builder import Prompt
 from ovgen.engine.sequence import Request
 from ovgen.errors import ConfigError, RequestError
 from ovgen.generation_config import GenerationConfig
-from ovgen.outputs import RequestOutput, StreamChunk
-
-CONTEXT = 64
-
-
-class Served:
-    """An engine with its parts in reach, and what it has put out of each request."""
-
-    def __init__(self, runner: FakeRunner | None = None, *, token_budget: int = 1024) -> None:
-        self.runner = runner or FakeRunner()
-        self.processor = OutputProcessor(FakeTokenizer(), load_time=0.0)
-        self.engine = Engine(
-            self.runner,
-            self.processor,
-            context_length=CONTEXT,
-            vocab_size=128,
-            token_budget=token_budget,
-        )
-        self.chunks: dict[int, list[StreamChunk]] = {}
-
-    def add(self, prompt: Sequence[int], **options) -> Request:
-        config = GenerationConfig(**({"eos_token_id": EOS} | options))
-        now = time.perf_counter()
-        request = self.engine.prepare(prompt, config, now)
-        self.engine.add_request(request, config, Arrival(now, 0.0))
-        self.chunks[request.request_id] = []
-        return request
-
-    def run(self, num_steps: int) -> None:
-        for _ in range(num_steps):
-            self.step()
-
-    def step(self) -> None:
-        for request, chunk in self.engine.step():
-            mail = self.chunks[request.request_id]
-            assert not (mail and mail[-1].output), "nothing comes after the last chunk"
-            mail.append(chunk)
-
-    def finish(self, request: Request) -> RequestOutput:
-        """Step until the request is put out, at most 1000 times."""
-        mail = self.chunks[request.request_id]
-        for _ in range(1000):
-            if mail and mail[-1].output:
-                break
-            self.step()
-        output = mail[-1].output
-        assert output is not None, "the request ended"
-        assert "".join(chunk.text for chunk in mail) == output.text
-        return output
-
-    def generate(self, prompt: Sequence[int], **options) -> RequestOutput:
-        return self.finish(self.add(prompt, **options))
-
-    def assert_empty(self) -> None:
-        scheduler = self.engine._scheduler
-        assert not scheduler.has_unfinished
-        assert self.engine._updated == []
-        assert [len(v) for v in vars(self.processor).values() if isinstance(v, dict)] == [0]
 
 
 def test_greedy_follows_the_logits():
@@ -178,9 +128,9 @@ def test_chunks_of_any_size_give_the_same_tokens(token_budget: int):
 
 def test_max_time():
     class SlowRunner(FakeRunner):
-        def wait(self):
+        def wait(self, timeout):
             time.sleep(0.002)
-            return super().wait()
+            return super().wait(timeout)
 
     output = Served(SlowRunner()).generate([1], max_time=0.02)
     assert 1 <= len(output.token_ids) <= 10
@@ -238,7 +188,7 @@ def test_abort_of_what_has_ended_or_was_never_added():
     served.engine.abort(request)
     served.engine.abort(request)
     assert request.sequences[0].finish_reason == "length"
-    served.engine.abort(served.engine.prepare([1], GenerationConfig(), 0.0))
+    served.engine.abort(served.engine.prepare(Prompt([1]), GenerationConfig(), Arrival(0.0, 0.0)))
     served.assert_empty()
 
 
@@ -300,23 +250,6 @@ def test_abort_of_what_ended_in_a_step_that_broke_off():
     assert list(served.finish(second).token_ids) == continuation([2], 2)
     assert not any(chunk.output for chunk in served.chunks[first.request_id])
     served.assert_empty()
-
-
-def interrupt_at_line(number: int):
-    """A trace function that raises KeyboardInterrupt at the n-th line run in ovgen/engine."""
-    lines = 0
-
-    def trace(frame, event, _):
-        nonlocal lines
-        if "engine" not in Path(frame.f_code.co_filename).parent.name:
-            return None
-        if event == "line":
-            lines += 1
-            if lines == number:
-                raise KeyboardInterrupt
-        return trace
-
-    return trace
 
 
 def test_an_interrupt_at_any_line_of_a_step_leaves_an_engine_that_serves():
@@ -401,15 +334,15 @@ def test_close():
 )
 def test_prompts_that_cannot_be_served(prompt: object, message: str):
     with pytest.raises(RequestError, match=message) as caught:
-        Served().engine.prepare(prompt, GenerationConfig(), 0.0)  # type: ignore[arg-type]
+        Served().engine.prepare(Prompt(prompt), GenerationConfig(), Arrival(0.0, 0.0))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
 def test_more_new_tokens_than_the_context_has_room_for():
-    engine = Served().engine
-    assert engine.prepare([1] * 60, GenerationConfig(max_new_tokens=4), 0.0)
+    engine, prompt, arrival = Served().engine, Prompt([1] * 60), Arrival(0.0, 0.0)
+    assert engine.prepare(prompt, GenerationConfig(max_new_tokens=4), arrival)
     with pytest.raises(ConfigError, match=r"max_new_tokens is 5.*room for 4"):
-        engine.prepare([1] * 60, GenerationConfig(max_new_tokens=5), 0.0)
+        engine.prepare(prompt, GenerationConfig(max_new_tokens=5), arrival)
 
 
 def ending_script(token_ids: tuple[int, ...]) -> int:

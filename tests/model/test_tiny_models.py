@@ -37,8 +37,11 @@ def logits_after(runner: StatefulRunner, prompt: list[int], request_id: int) -> 
     """The logits of a prompt's last position, computed as the engine would."""
     sequence = Sequence(request_id, tuple(prompt))
     request = Request(request_id, tuple(prompt), 1, frozenset(), None, [sequence])
-    runner.start(ScheduledBatch((ScheduledSequence(request, sequence, len(prompt)),)))
-    return runner.wait()[0].copy()
+    runner.start(ScheduledBatch((ScheduledSequence(request, sequence, len(prompt), 1),)))
+    logits = runner.wait(60.0)
+    assert logits is not None
+    [row] = logits
+    return row.copy()
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -2,8 +2,9 @@
 
 Options are drawn one after the other, each so that it acts on what those before it produce. Kept is
 a combination of which no option can be left out without another greedy result, and whose results
-noise in the logits does not change. Also greedy output that stop strings end. Writes
-tests/data/combined_options.json.
+noise in the logits does not change. Of equal scores, which several forced EOS ids have, torch.topk
+takes any: it is made stable, after checking that the plain one gives the same scores. Also greedy
+output that stop strings end. Writes tests/data/combined_options.json.
 
     python tests/oracles/combined_options.py [--only llama stop_strings]
 """
@@ -30,6 +31,7 @@ PATH = DATA / "combined_options.json"
 TINY = ("llama", "qwen2", "opt")
 COMBINATIONS = 60
 BEAMS = 3
+MAX_GUIDED = 10  # of the combinations
 MODEL_EOS = 2
 MIN_EFFECT = 0.8  # of the beam searches, no option can be left out either
 MIN_ORDER = 0.5  # of the combinations, two neighbours in the order cannot change places
@@ -72,8 +74,31 @@ def greedy(model: PreTrainedModel, prompt: list[int], options: Options) -> list[
     return generate(model, prompt, options)[0][0]
 
 
+@contextmanager
+def stable_topk() -> Iterator[None]:
+    """Within it the first of equal values come first in torch.topk."""
+    original = torch.topk
+
+    def topk(values: torch.Tensor, k: int, dim: int = -1, **_: Any) -> tuple:
+        ordered, indices = torch.sort(values, dim=dim, descending=True, stable=True)
+        return torch.return_types.topk((ordered.narrow(dim, 0, k), indices.narrow(dim, 0, k)))
+
+    torch.topk = topk
+    try:
+        yield
+    finally:
+        torch.topk = original
+
+
+def search(
+    model: PreTrainedModel, prompt: list[int], options: Options
+) -> tuple[list[list[int]], list[float], bool]:
+    with stable_topk():
+        return generate(model, prompt, options, num_beams=BEAMS, num_return_sequences=BEAMS)
+
+
 def beams(model: PreTrainedModel, prompt: list[int], options: Options) -> list[list[int]]:
-    return generate(model, prompt, options, num_beams=BEAMS, num_return_sequences=BEAMS)[0]
+    return search(model, prompt, options)[0]
 
 
 class Draw:
@@ -214,14 +239,22 @@ DRAWN = (
     *("no_repeat_ngram_size", "eos_token_id", "min_new_tokens", "min_length"),
     *("exponential_decay_length_penalty", "forced_eos_token_id"),
 )
-FREE = [name for name in DRAWN if name not in ("guidance_scale", "negative_prompt", "min_length")]
+GUIDANCE = {"guidance_scale", "negative_prompt"}
+# min_length takes the place of min_new_tokens in half of the combinations.
+FREE = [name for name in DRAWN if name not in GUIDANCE | {"min_length"}]
+KINDS: list[set[str]] = [  # what a combination has in any case
+    set(),
+    GUIDANCE | {"repetition_penalty"},
+    {"sequence_bias", "repetition_penalty"},
+    {"exponential_decay_length_penalty"},
+]
 
 
-def wanted_options(generator: Generator) -> set[str]:
-    count = int(generator.integers(3, 6))
-    wanted = {FREE[i] for i in generator.permutation(len(FREE))[:count]}
-    if generator.random() < 0.2:
-        wanted |= {"guidance_scale", "negative_prompt", "repetition_penalty"}
+def wanted_options(generator: Generator, with_guidance: bool) -> set[str]:
+    kind = generator.choice(len(KINDS), p=[0.35, 0.2, 0.2, 0.25])
+    wanted = KINDS[2 if kind == 1 and not with_guidance else kind]
+    count = int(generator.integers(1, 3) if wanted else generator.integers(3, 6))
+    wanted = wanted | {FREE[i] for i in generator.permutation(len(FREE))[:count]}
     if wanted & {"min_new_tokens", "exponential_decay_length_penalty"}:
         wanted.add("eos_token_id")
     if "min_new_tokens" in wanted and generator.random() < 0.5:
@@ -229,9 +262,11 @@ def wanted_options(generator: Generator) -> set[str]:
     return wanted
 
 
-def combination(model: PreTrainedModel, generator: Generator) -> tuple[list[int], Options] | None:
+def combination(
+    model: PreTrainedModel, generator: Generator, with_guidance: bool
+) -> tuple[list[int], Options] | None:
     """A prompt and options, or None if one of them finds nothing to act on."""
-    wanted = wanted_options(generator)
+    wanted = wanted_options(generator, with_guidance)
     is_short = "forced_bos_token_id" in wanted
     size = 1 if is_short else int(generator.integers(3, 10))
     prompt = generator.integers(len(SPECIAL), VOCAB, size).tolist()
@@ -326,7 +361,7 @@ def attempt(
     need_effect: bool,
 ) -> dict[str, Any] | None:
     """The record of a random combination, or None if it tests too little or is not robust."""
-    drawn = combination(model, generator)
+    drawn = combination(model, generator, counts["with guidance_scale"] < MAX_GUIDED)
     if drawn is None:
         counts["nothing to act on"] += 1
         return None
@@ -346,12 +381,13 @@ def attempt(
         return None
     record = {"prompt": prompt, "options": options, "tokens": tokens}
     if "guidance_scale" not in options:
-        sequences, scores, in_order = generate(
-            model, prompt, options, num_beams=BEAMS, num_return_sequences=BEAMS
-        )
+        sequences, scores, in_order = search(model, prompt, options)
         if not in_order or scores[-1] < -1e6:
             counts["NaN, or everything forbidden, in beams"] += 1
             return None
+        plain = generate(model, prompt, options, num_beams=BEAMS, num_return_sequences=BEAMS)
+        assert np.allclose(scores, plain[1], rtol=0, atol=1e-5), (prompt, options)
+        counts["equal scores"] += plain[0] != sequences
         others = (beams(model, prompt, left) for left in reduced(options))
         has_effect = all(other != sequences for other in others)
         if need_effect and not has_effect:
