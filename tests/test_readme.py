@@ -77,3 +77,14 @@ def test_the_table_of_options_names_every_one() -> None:
 
     table = README.split("## Decoding")[1].split("They work together")[0]
     assert set(re.findall(r"`([a-z_]+)`", table)) == set(OPTION_NAMES)
+
+
+def test_the_token_loops_figures_are_those_that_were_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    script = runpy.run_path(str(ROOT / "benchmarks" / "token_loop.py"))
+    results = json.loads((ROOT / "benchmarks" / "results" / "token_loop.json").read_text())
+    for row in script["loop_table"](results["microseconds"]):
+        assert row in README.splitlines()
+    assert script["sentence"](results["milliseconds"]) in README.replace("\n", " ")

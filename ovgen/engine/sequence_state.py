@@ -38,7 +38,7 @@ class SequenceState:
         self.text = text
         self._failure: Exception | None = None
         for processor in streaming:
-            processor.accept(self._buffer[: self._length])
+            processor.accept(_read_only(self._buffer[: self._length]))
 
     @classmethod
     def of(
@@ -61,15 +61,13 @@ class SequenceState:
             if end > len(self._buffer):
                 self._buffer = np.concatenate([self._buffer, np.empty(end, np.int64)])
             self._buffer[self._length : end] = new
-            added = self._buffer[self._length : end]
+            added = _read_only(self._buffer[self._length : end])
             self._length = end
             for processor in self.streaming:
                 processor.accept(added)
             if self.text is not None:
                 self.text.decode(new)
-        tokens = self._buffer[: self._length]
-        tokens.flags.writeable = False  # a user's processor sees them
-        return tokens
+        return _read_only(self._buffer[: self._length])
 
     def fork(self) -> SequenceState:
         """A copy that goes its own way; an error of the user's comes when it is next used."""
@@ -83,3 +81,9 @@ class SequenceState:
             copy._failure = exc
         copy.text = None if self.text is None else self.text.fork()
         return copy
+
+
+def _read_only(tokens: TokenIds) -> TokenIds:
+    """A view that a user's processor may see."""
+    tokens.flags.writeable = False
+    return tokens

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator
-from threading import Lock
+from threading import Lock, get_ident
 from types import TracebackType
 
 from ovgen.engine.engine import Engine
 from ovgen.engine.output_processor import Arrival
 from ovgen.engine.sequence import Request
-from ovgen.errors import ClosedError, OvgenError
+from ovgen.errors import ClosedError, OvgenError, RequestError
 from ovgen.generation_config import GenerationConfig
 from ovgen.outputs import RequestOutput, StreamChunk
 
@@ -76,6 +76,7 @@ class EngineService:
         self._engine = engine
         self._lock = Lock()
         self._is_closed = False
+        self._driver: int | None = None  # the thread that is in a step
         self._mailboxes: dict[int, deque[StreamChunk | OvgenError]] = {}  # by request_id
         self._abandoned: deque[Request] = deque()
 
@@ -94,6 +95,7 @@ class EngineService:
 
     def close(self) -> None:
         """Free the model; everything but another close() then raises ClosedError."""
+        self._refuse_driver()
         with self._lock:
             if not self._is_closed:
                 self._is_closed = True
@@ -104,6 +106,7 @@ class EngineService:
         self, request: Request, config: GenerationConfig, arrival: Arrival
     ) -> Generator[StreamChunk, None, None]:
         mailbox: deque[StreamChunk | OvgenError] = deque()
+        self._refuse_driver()
         try:
             with self._lock:
                 self._refuse_closed()
@@ -124,12 +127,14 @@ class EngineService:
 
     def _step(self, request: Request, mailbox: deque[StreamChunk | OvgenError]) -> None:
         """Drive the engine by a step, unless another thread's step has filled the mailbox."""
+        self._refuse_driver()
         with self._lock:
             self._refuse_closed()
             if mailbox:
                 return
             if not self._engine.is_known(request):
                 raise OvgenError("the output was lost as another thread was interrupted; ask again")
+            self._driver = get_ident()
             try:
                 while self._abandoned:
                     self._drop(self._abandoned[0])
@@ -139,6 +144,13 @@ class EngineService:
             except BaseException:
                 self._engine.recover()
                 raise
+            finally:
+                self._driver = None
+
+    def _refuse_driver(self) -> None:
+        """A logits processor is called in a step: one that waits for another would wait forever."""
+        if self._driver == get_ident():
+            raise RequestError("a logits processor must not use the LLM that it serves")
 
     def _drop(self, request: Request) -> None:
         self._engine.abort(request)

@@ -157,9 +157,7 @@ def test_streaming_processors_are_started_for_each_sequence():
 
 def test_decay_leaves_forbidden_what_is_forbidden():
     """transformers makes NaN of it, and the ending token the next one."""
-    chain = processing(
-        eos_token_id=2, min_new_tokens=4, exponential_decay_length_penalty=(0, 2.0)
-    )
+    chain = processing(eos_token_id=2, min_new_tokens=4, exponential_decay_length_penalty=(0, 2.0))
     logits = np.full(VOCAB, -1, np.float32)
     assert apply(chain, [1, 5, 6, 7], logits)[2] == -np.inf
     assert apply(chain, [1, 5, 6, 7, 7, 7, 7], logits)[2] == 14

@@ -268,3 +268,24 @@ def test_closed():
     for use in (service.open, lambda: next(half_read), lambda: next(unread)):
         with pytest.raises(ClosedError, match="closed"):
             use()
+
+
+@pytest.mark.parametrize("use", ["submit", "read", "close"])
+def test_a_processor_that_uses_its_own_llm_is_told(use: str):
+    """Its step would wait for itself."""
+    service = make_service(FakeRunner(max_running_requests=2))
+    other = submit(service, (7, 8))
+    next(other)
+
+    def processor(token_ids, logits):
+        if use == "submit":
+            submit(service).result()
+        elif use == "read":
+            other.result()
+        else:
+            service.close()
+        return logits
+
+    with pytest.raises(RequestError, match="must not use the LLM that it serves"):
+        submit(service, processors=[processor]).result()
+    service.close()
