@@ -1,10 +1,9 @@
 """Which candidates a token may be sampled from: each function keeps a part of them.
 
 They take the candidates' logits [n] float32, all finite, and where the caller has them the weights
-``exp(logits - max)`` up to a common factor, and a mask of their size to write to; they give the
-indices kept, ascending. Leaving a
-candidate out is what transformers does by setting its logit to minus infinity. ``min_keep``: so
-many of the most likely stay in any case.
+``exp(logits)`` up to a common factor, and a mask of their size to write to; they give the indices
+kept, ascending. Leaving a candidate out is what transformers does by setting its logit to minus
+infinity. ``min_keep``: so many of the most likely stay in any case.
 """
 
 from __future__ import annotations
@@ -25,19 +24,22 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 # microseconds, and more where the device has just used the caches.
 FEW = 256
 
-# Weights, relative to the highest, below which candidates are at first not looked at.
 _NEUTRAL = np.float32(1)
-_FLOORS = (np.float32(1e-3), np.float32(1e-5))
+_SAFE = np.float32(50)  # far from where exp, or a sum of many, overflows or underflows
+# Weights, relative to the mass wanted, below which candidates are at first not looked at.
+_FLOORS = (1e-3, 1e-5)
 
 
 def weights_of(
     logits: Logits, out: Logits | None = None, temperature: np.float32 = _NEUTRAL
 ) -> Logits:
-    """``exp((logits - max) / temperature)``: probabilities but for a factor, the highest is 1."""
-    shifted = np.subtract(logits, np.maximum.reduce(logits), out=out)
+    """``exp(logits / temperature)`` up to a common factor: probabilities but for their sum."""
+    highest = np.maximum.reduce(logits)
+    if abs(highest) > _SAFE * temperature:
+        logits = out = np.subtract(logits, highest, out=out)
     if temperature != 1:
-        np.divide(shifted, temperature, out=shifted)
-    return np.exp(shifted, out=shifted)
+        logits = out = np.multiply(logits, 1 / temperature, out=out)
+    return np.exp(logits, out=out)
 
 
 def top_k(k: int, min_keep: int = 1) -> Truncation:
@@ -62,8 +64,7 @@ def top_p(p: float, min_keep: int = 1) -> Truncation:
         total = float(np.add.reduce(weights))
         candidates, shares = _at_least(weights, p * total, scratch)
         if min_keep <= len(candidates) <= FEW:
-            values = logits[candidates].tolist()
-            return candidates[_few_top_p(values, shares.tolist(), total, p, min_keep)]
+            return candidates[_few_top_p(shares.tolist(), total, p, min_keep)]
         values = logits[candidates]
         num_kept = _num_in_mass(np.sort(shares)[::-1], total, p)
         num_kept = max(num_kept, min(min_keep, len(logits)))
@@ -175,11 +176,9 @@ def mirostat(mu: float) -> Truncation:
     return keep
 
 
-def _few_top_p(
-    logits: list[float], weights: list[float], total: float, p: float, min_keep: int
-) -> list[int]:
+def _few_top_p(weights: list[float], total: float, p: float, min_keep: int) -> list[int]:
     """What top_p keeps of a few candidates, the least likely of which it does not reach."""
-    order = sorted(range(len(logits)), key=logits.__getitem__)
+    order = sorted(range(len(weights)), key=weights.__getitem__)
     order.reverse()
     bound, before = np.float32(1 - p), 0.0
     about = float(bound) + 1e-6
@@ -205,7 +204,7 @@ def _num_in_mass(descending: Logits, total: float, p: float) -> int:
 def _at_least(weights: Logits, mass: float, scratch: Mask | None) -> tuple[Indices, Logits]:
     """The highest weights, all above some floor, that weigh more than mass: indices, values."""
     for floor in _FLOORS:
-        (candidates,) = np.greater_equal(weights, floor, out=scratch).nonzero()
+        (candidates,) = np.greater_equal(weights, np.float32(floor * mass), out=scratch).nonzero()
         # A little more than mass: sums in float32 differ with their order.
         found = weights[candidates]
         if float(np.add.reduce(found)) > mass * 1.00001:

@@ -29,20 +29,24 @@ class ScheduledSequence:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScheduledBatch:
-    """The rows of one step; the same object serves several while nothing but tokens changes."""
+    """The rows of one step; the same object serves several while nothing but tokens changes.
+
+    Attributes:
+        scheduled: the rows.
+        by_request: the rows of each request.
+        is_decoding: every row takes one token, and has the next one chosen.
+    """
 
     scheduled: tuple[ScheduledSequence, ...]
     by_request: tuple[tuple[Request, tuple[ScheduledSequence, ...]], ...] = field(init=False)
+    is_decoding: bool = field(init=False)
 
     def __post_init__(self) -> None:
         groups = groupby(self.scheduled, key=lambda item: item.request)
         by_request = tuple((request, tuple(items)) for request, items in groups)
+        is_decoding = all(i.num_scheduled_tokens == i.num_logits == 1 for i in self.scheduled)
         object.__setattr__(self, "by_request", by_request)
-
-    @property
-    def is_decoding(self) -> bool:
-        """Whether every row takes one token, and has the next one chosen."""
-        return all(i.num_scheduled_tokens == 1 and i.num_logits == 1 for i in self.scheduled)
+        object.__setattr__(self, "is_decoding", is_decoding)
 
     @property
     def num_logits(self) -> int:

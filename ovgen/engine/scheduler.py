@@ -223,6 +223,8 @@ def _cut_to_the_shortest(sequences: list[Sequence]) -> None:
 
 def share_prefix(request: Request) -> None:
     """Let all sequences go on from what the first one has computed of their common beginning."""
+    if len(request.sequences) == 1:
+        return
     first, *others = request.unfinished
     if not others or first.num_computed_tokens != request.num_shared_tokens:
         return
