@@ -72,12 +72,10 @@ class BeamDecoder:
         self._diversity_penalty = config.diversity_penalty or 0.0
         self._num_return_sequences = config.num_return_sequences or 1
 
-    def select(
-        self, request: Request, rows: Sequence[SampledRow], *, is_late: bool
-    ) -> list[Choice]:
+    def select(self, request: Request, rows: Sequence[SampledRow]) -> list[Choice]:
         """See `Decoder.select`."""
         length = len(rows[0].sequence.output_token_ids) + 1
-        is_last = is_late or length == request.max_output_tokens
+        is_last = length == request.max_output_tokens
         running: list[Choice] = []
         finished: list[Choice] = []
         chosen: Counter[int] = Counter()  # by the groups before

@@ -38,15 +38,12 @@ class Decoder(Protocol):
 
     is_greedy: bool  # takes each row's most likely token and nothing else
 
-    def select(
-        self, request: Request, rows: Sequence[SampledRow], *, is_late: bool
-    ) -> list[Choice]:
+    def select(self, request: Request, rows: Sequence[SampledRow]) -> list[Choice]:
         """What becomes of all the request's sequences; changes none of them.
 
         Args:
             request: whose sequences they are.
             rows: of those that have not ended.
-            is_late: the request's time is up with this token.
 
         Raises:
             RequestError: no token is left to choose.
@@ -87,9 +84,9 @@ class RowReader:
         state = SequenceState.of(sequence, self.processing, self._new_text)
         return state, state.catch_up(sequence)
 
-    def private(self, row: SampledRow, name: str = "logits") -> Logits:
+    def private(self, row: SampledRow) -> Logits:
         """A copy of the row that may be written to, guided where that is asked for."""
-        out = self.workspace.row(name, len(row.logits))
+        out = self.workspace.row("logits", len(row.logits))
         if row.negative is None:
             out[:] = row.logits
             return out

@@ -157,7 +157,7 @@ class Engine:
             logits = self._runner.wait(min(_SLICE, max(0.0, time_left)))
             now = self._updated_at = time.perf_counter()
             if logits is not None:
-                selection = select(batch, logits, self._workspace, now)
+                selection = select(batch, logits, self._workspace)
                 self._updated = self._scheduler.update(batch, selection.choices)
                 self._fail(batch, selection)
             self._end_late(now)

@@ -28,9 +28,7 @@ class SamplingDecoder:
         self._num_sequences = config.num_return_sequences or 1
         self.is_greedy = self._sampler is None and reader.is_neutral and config.logprobs is None
 
-    def select(
-        self, request: Request, rows: Sequence[SampledRow], *, is_late: bool
-    ) -> list[Choice]:
+    def select(self, request: Request, rows: Sequence[SampledRow]) -> list[Choice]:
         """See `Decoder.select`."""
         if len(rows) == len(request.sequences) == self._num_sequences:  # as in most steps
             return [self._choose(row, row.sequence.index) for row in rows]

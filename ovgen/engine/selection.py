@@ -24,14 +24,13 @@ class Selection:
     failed: dict[int, OvgenError] = field(default_factory=dict)
 
 
-def select(batch: ScheduledBatch, logits: Logits, workspace: Workspace, now: float) -> Selection:
+def select(batch: ScheduledBatch, logits: Logits, workspace: Workspace) -> Selection:
     """Choose the next tokens.
 
     Args:
         batch: what was computed.
         logits: its rows [num_logits, vocab] float32, valid until the next step begins.
         workspace: of the engine.
-        now: time.perf_counter(), held against the deadlines.
     """
     selection = Selection()
     if len(logits) == len(batch.scheduled) and all(map(_is_greedy, batch.scheduled)):
@@ -46,7 +45,7 @@ def select(batch: ScheduledBatch, logits: Logits, workspace: Workspace, now: flo
             continue
         try:
             rows = _score_prompts(request, items, logits[first:start], workspace)
-            choices = _choose(request, rows, now)
+            choices = _choose(request, rows)
         except OvgenError as exc:
             selection.failed[request.request_id] = exc
         except Exception as exc:  # of a user's logits processor: it is the request's alone
@@ -111,7 +110,7 @@ def _score_prompt(
             sequence.prompt_logprobs.append(token_logprob(row, target, num_top, workspace))
 
 
-def _choose(request: Request, rows: Rows, now: float) -> list[Choice]:
+def _choose(request: Request, rows: Rows) -> list[Choice]:
     sampled = [
         SampledRow(
             sequence,
@@ -123,6 +122,5 @@ def _choose(request: Request, rows: Rows, now: float) -> list[Choice]:
     ]
     if not sampled or request.decoder is None:
         return []
-    is_late = request.deadline is not None and now >= request.deadline
-    choices: list[Choice] = request.decoder.select(request, sampled, is_late=is_late)
+    choices: list[Choice] = request.decoder.select(request, sampled)
     return choices
