@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +63,7 @@ class Candidates:
     workspace: Workspace
     temperature: np.float32
     ids: Indices | None = None
-    weights: Logits | None = field(default=None)
+    weights: Logits | None = None
 
     def narrow(self, kept: Indices) -> None:
         """Leave out all but these."""

@@ -162,17 +162,16 @@ class BeamDecoder:
         if step.is_done:
             return [], finished
         running = [choice(i, candidates[i].score, None) for i in step.running]
-        if not is_last:
-            return running, finished
-        # A diverse search takes the beams as they are; those that rank too low are left out.
+        return ([], self._cut(running, finished, length)) if is_last else (running, finished)
+
+    def _cut(self, running: list[Choice], finished: list[Choice], length: int) -> list[Choice]:
+        """A diverse search takes its last beams as they are, but for those that rank too low."""
+        scores = [self._rules.score(beam.score or 0.0, length) for beam in running]
         cut = [
-            replace(
-                beam, score=self._rules.score(beam.score or 0.0, length), finish_reason="length"
-            )
-            for beam in running
+            replace(beam, score=score, finish_reason="length")
+            for beam, score in zip(running, scores, strict=True)
         ]
-        ranked = sorted([*finished, *cut], key=_rank)
-        return [], ranked[: self._rules.num_beams]
+        return sorted([*finished, *cut], key=_rank)[: self._rules.num_beams]
 
     def _candidates(
         self, rows: Sequence[SampledRow], diversity: Callable[[Logits], None] | None

@@ -213,7 +213,7 @@ class Engine:
         return is_over and not self._scheduler.has_running
 
     def _fail(self, batch: ScheduledBatch, selection: Selection) -> None:
-        for request in dict.fromkeys(item.request for item in batch.scheduled):
+        for request, _ in batch.by_request:
             error = selection.failed.get(request.request_id)
             if error is not None:
                 self._failed.append((request, error))

@@ -30,8 +30,6 @@ class SamplingDecoder:
 
     def select(self, request: Request, rows: Sequence[SampledRow]) -> list[Choice]:
         """See `Decoder.select`."""
-        if len(rows) == len(request.sequences) == self._num_sequences:  # as in most steps
-            return [self._choose(row, row.sequence.index) for row in rows]
         by_id = {row.sequence.seq_id: row for row in rows}
         choices = []
         for sequence in request.sequences:

@@ -79,8 +79,6 @@ def _score_prompts(
     workspace: Workspace,
 ) -> Rows:
     """Record the log-probabilities of prompt tokens; give the rows to choose by."""
-    if len(items) == len(logits) == 1 and items[0].is_sampled and request.score_from is None:
-        return {items[0].sequence.seq_id: logits[0]}
     sampled = {}
     start = 0
     for item in items:
