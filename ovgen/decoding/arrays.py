@@ -39,12 +39,13 @@ def top_indices(row: Logits, k: int) -> Indices:
     return candidates[np.argsort(-values, kind="stable")[:k]]
 
 
-def kth_highest(row: Logits, k: int) -> np.float32:
-    """The k-th highest value, k counted from 1."""
+def highest(row: Logits, k: int) -> Indices:
+    """Indices, ascending, of the k highest values and of all that equal the last of them."""
     if k >= len(row):
-        return row.min()
-    candidates = row[row >= _lower_bound(row, k)]
-    return np.partition(candidates, len(candidates) - k)[len(candidates) - k]
+        return np.arange(len(row))
+    (candidates,) = (row >= _lower_bound(row, k)).nonzero()
+    values = row[candidates]
+    return candidates[values >= np.partition(values, len(values) - k)[len(values) - k]]
 
 
 def _lower_bound(row: Logits, k: int) -> np.float32:

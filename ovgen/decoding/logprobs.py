@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ovgen.decoding.arrays import Logits, log_sum_exp, top_indices
-from ovgen.decoding.sampler import Workspace
+from ovgen.decoding.candidates import Workspace
 from ovgen.outputs import TokenLogprob
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ovgen.decoding import truncation
-from ovgen.decoding.arrays import Indices, Logits
+from ovgen.decoding.arrays import Logits
+from ovgen.decoding.candidates import Candidates, Workspace
 from ovgen.decoding.random import Draws
-from ovgen.decoding.truncation import FEW, Truncation, weights_of
+from ovgen.decoding.truncation import FEW, Truncation
 from ovgen.generation_config import GenerationConfig
 
 _BLOCK = 512
@@ -25,65 +25,6 @@ def greedy(logits: npt.NDArray[np.float32]) -> list[int]:
     """
     token_ids: list[int] = logits.argmax(axis=-1).tolist()
     return token_ids
-
-
-class Workspace:
-    """Rows of the vocabulary's size that are written over and over.
-
-    A new array of this size costs more than what is computed in it, for the system has to clear
-    its pages first.
-    """
-
-    def __init__(self) -> None:
-        self._rows: dict[str, Logits] = {}
-        self._mask = np.empty(0, np.bool_)
-
-    def row(self, name: str, size: int) -> Logits:
-        """[size] float32 with anything in it, the same for the same name."""
-        row = self._rows.get(name)
-        if row is None or len(row) != size:
-            row = self._rows[name] = np.empty(size, np.float32)
-        return row
-
-    def mask(self, size: int) -> truncation.Mask:
-        """[size] bool with anything in it, always the same."""
-        if len(self._mask) < size:
-            self._mask = np.empty(size, np.bool_)
-        return self._mask[:size]
-
-
-@dataclass(slots=True)
-class Candidates:
-    """The tokens that are left to choose from; ``ids`` None: all of the vocabulary.
-
-    The temperature is in the weights, not in the logits: it does not change their order.
-    """
-
-    logits: Logits
-    workspace: Workspace
-    temperature: np.float32
-    ids: Indices | None = None
-    weights: Logits | None = None
-
-    def narrow(self, kept: Indices) -> None:
-        """Leave out all but these."""
-        if len(kept) == len(self.logits):
-            return
-        self.ids = kept if self.ids is None else self.ids[kept]
-        self.logits = self.logits[kept]
-        self.weights = None if self.weights is None else self.weights[kept]
-
-    def weigh(self) -> Logits:
-        """Probabilities up to a common factor."""
-        if self.weights is None:
-            is_whole = self.ids is None
-            out = self.workspace.row("weights", len(self.logits)) if is_whole else None
-            self.weights = weights_of(self.logits, out, self.temperature)
-        return self.weights
-
-    def warped(self) -> Logits:
-        """The logits divided by the temperature, a copy."""
-        return np.divide(self.logits, self.temperature, dtype=np.float32)
 
 
 class Sampler:
@@ -133,9 +74,7 @@ class Sampler:
                 assert draws is not None, "XTC is for single sequences"
                 if draws.uniform() >= self._xtc_probability:
                     continue
-            weights = None if name in _BY_LOGITS else candidates.weigh()
-            scratch = workspace.mask(len(candidates.logits))
-            candidates.narrow(step(candidates.logits, weights, scratch))
+            candidates.narrow(step(candidates))
         return candidates
 
     def sample(
@@ -154,11 +93,10 @@ class Sampler:
         """
         candidates = self.warp(logits, workspace, draws, may_forbid=may_forbid)
         if mu is not None:
-            candidates.narrow(truncation.mirostat(mu)(candidates.logits, candidates.weigh()))
-        weights = candidates.weigh()
-        index = pick(weights, draws.uniform())
+            candidates.narrow(truncation.mirostat(mu)(candidates))
+        index = pick(candidates.weights, draws.uniform())
         if mu is not None and self._tau is not None:
-            surprise = -math.log2(float(weights[index]) / float(weights.sum()))
+            surprise = -math.log2(float(candidates.weights[index]) / candidates.total)
             mu -= self._eta * (surprise - self._tau)
         return index if candidates.ids is None else int(candidates.ids[index]), mu
 
@@ -173,15 +111,15 @@ def pick(weights: Logits, uniform: float) -> int:
     if len(weights) <= FEW:
         return _pick_of_few(weights.tolist(), uniform)
     if len(weights) <= 2 * _BLOCK:
-        return _pick(weights, uniform * float(weights.sum(dtype=np.float64)))
+        return _pick(weights, uniform * float(np.add.reduce(weights, dtype=np.float64)))
     # By blocks: a running sum over the whole vocabulary would take longer than all the rest.
     whole = len(weights) // _BLOCK * _BLOCK
     sums = weights[:whole].reshape(-1, _BLOCK).sum(axis=1).astype(np.float64)
     if whole < len(weights):
         sums = np.append(sums, weights[whole:].sum(dtype=np.float64))
-    bounds = np.cumsum(sums)
+    bounds = np.add.accumulate(sums)
     target = uniform * float(bounds[-1])
-    block = min(int(np.searchsorted(bounds, target, side="right")), len(bounds) - 1)
+    block = min(int(bounds.searchsorted(target, side="right")), len(bounds) - 1)
     before = float(bounds[block - 1]) if block else 0.0
     start = block * _BLOCK
     return start + _pick(weights[start : start + _BLOCK], target - before)
@@ -198,16 +136,12 @@ def _pick_of_few(weights: list[float], uniform: float) -> int:
 
 
 def _pick(weights: Logits, target: float) -> int:
-    bounds = np.cumsum(weights, dtype=np.float64)
-    index = int(np.searchsorted(bounds, target, side="right"))
+    bounds = np.add.accumulate(weights, dtype=np.float64)
+    index = int(bounds.searchsorted(target, side="right"))
     if index < len(weights):
         return index
     # The target is the total, by rounding: the last that has any weight.
     return int(np.flatnonzero(weights)[-1])
-
-
-# These need no probabilities, and most often leave few candidates to compute them of.
-_BY_LOGITS = frozenset({"top_n_sigma", "top_k"})
 
 
 def _truncations(config: GenerationConfig, min_keep: int) -> list[tuple[str, Truncation]]:

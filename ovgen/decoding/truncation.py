@@ -1,9 +1,7 @@
 """Which candidates a token may be sampled from: each function keeps a part of them.
 
-They take the candidates' logits [n] float32, all finite, and where the caller has them the weights
-``exp(logits)`` up to a common factor, and a mask of their size to write to; they give the indices
-kept, ascending. Leaving a candidate out is what transformers does by setting its logit to minus
-infinity. ``min_keep``: so many of the most likely stay in any case.
+They give the indices kept, ascending. Leaving a candidate out is what transformers does by setting
+its logit to minus infinity. ``min_keep``: so many of the most likely stay in any case.
 """
 
 from __future__ import annotations
@@ -13,41 +11,26 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from ovgen.decoding.arrays import Indices, Logits, kth_highest, top_indices
+from ovgen.decoding.arrays import Indices, Logits, highest, top_indices
+from ovgen.decoding.candidates import Candidates, Mask
 
-Truncation: TypeAlias = Callable[..., Indices]
-Mask: TypeAlias = npt.NDArray[np.bool_]
+Truncation: TypeAlias = Callable[[Candidates], Indices]
 
 # So many candidates are handled faster one by one than by calls of numpy, each of which costs some
 # microseconds, and more where the device has just used the caches.
 FEW = 256
 
-_NEUTRAL = np.float32(1)
-_SAFE = np.float32(50)  # far from where exp, or a sum of many, overflows or underflows
 # Weights, relative to the mass wanted, below which candidates are at first not looked at.
 _FLOORS = (1e-3, 1e-5)
-
-
-def weights_of(
-    logits: Logits, out: Logits | None = None, temperature: np.float32 = _NEUTRAL
-) -> Logits:
-    """``exp(logits / temperature)`` up to a common factor: probabilities but for their sum."""
-    highest = np.maximum.reduce(logits)
-    if abs(highest) > _SAFE * temperature:
-        logits = out = np.subtract(logits, highest, out=out)
-    if temperature != 1:
-        logits = out = np.multiply(logits, 1 / temperature, out=out)
-    return np.exp(logits, out=out)
 
 
 def top_k(k: int, min_keep: int = 1) -> Truncation:
     """The k most likely, and all that equal the last of them (Fan et al., 2018)."""
     k = max(k, min_keep)
 
-    def keep(logits: Logits, weights: Logits | None = None, scratch: Mask | None = None) -> Indices:
-        return np.flatnonzero(logits >= kth_highest(logits, k))
+    def keep(candidates: Candidates) -> Indices:
+        return highest(candidates.logits, k)
 
     return keep
 
@@ -59,22 +42,23 @@ def top_p(p: float, min_keep: int = 1) -> Truncation:
     stable (torch's is not on every processor).
     """
 
-    def keep(logits: Logits, weights: Logits | None = None, scratch: Mask | None = None) -> Indices:
-        weights = weights_of(logits) if weights is None else weights
-        total = float(np.add.reduce(weights))
-        candidates, shares = _at_least(weights, p * total, scratch)
-        if min_keep <= len(candidates) <= FEW:
-            return candidates[_few_top_p(shares.tolist(), total, p, min_keep)]
-        values = logits[candidates]
-        num_kept = _num_in_mass(np.sort(shares)[::-1], total, p)
-        num_kept = max(num_kept, min(min_keep, len(logits)))
-        if num_kept > len(candidates):
-            return np.sort(top_indices(logits, num_kept))
-        lowest = np.partition(values, len(values) - num_kept)[len(values) - num_kept]
-        is_kept = values >= lowest
-        kept = candidates[is_kept]
-        surplus = len(kept) - num_kept
-        return kept if surplus == 0 else np.delete(kept, _first(logits[kept] == lowest, surplus))
+    def keep(candidates: Candidates) -> Indices:
+        weights, total = candidates.weights, candidates.total
+        likely, shares = _at_least(weights, p * total, candidates.workspace.mask(len(weights)))
+        if min_keep <= len(likely) <= FEW:
+            return likely[_few_top_p(shares.tolist(), total, p, min_keep)]
+        ascending = shares.copy()
+        ascending.sort()
+        num_kept = _num_in_mass(ascending[::-1], total, p)
+        num_kept = max(num_kept, min(min_keep, len(weights)))
+        if num_kept > len(likely):
+            return np.sort(top_indices(candidates.logits, num_kept))
+        lowest = ascending[-num_kept]
+        is_kept = shares >= lowest
+        surplus = int(np.count_nonzero(is_kept)) - num_kept
+        if surplus:
+            is_kept[(shares == lowest).nonzero()[0][:surplus]] = False
+        return likely[is_kept]
 
     return keep
 
@@ -82,9 +66,10 @@ def top_p(p: float, min_keep: int = 1) -> Truncation:
 def min_p(p: float, min_keep: int = 1) -> Truncation:
     """Those at least p times as likely as the most likely (Nguyen et al., 2024)."""
 
-    def keep(logits: Logits, weights: Logits | None = None, scratch: Mask | None = None) -> Indices:
-        weights = weights_of(logits) if weights is None else weights
-        return _with_top(np.flatnonzero(weights >= np.float32(p) * weights.max()), logits, min_keep)
+    def keep(candidates: Candidates) -> Indices:
+        weights = candidates.weights
+        kept = np.flatnonzero(weights >= np.float32(p) * weights.max())
+        return _with_top(kept, candidates.logits, min_keep)
 
     return keep
 
@@ -92,9 +77,8 @@ def min_p(p: float, min_keep: int = 1) -> Truncation:
 def typical_p(p: float, min_keep: int = 1) -> Truncation:
     """Those whose surprise is closest to the expected one, of mass p (Meister et al., 2022)."""
 
-    def keep(logits: Logits, weights: Logits | None = None, scratch: Mask | None = None) -> Indices:
-        weights = weights_of(logits) if weights is None else weights
-        probabilities = weights / weights.sum()
+    def keep(candidates: Candidates) -> Indices:
+        probabilities = candidates.weights / np.float32(candidates.total)
         log_probabilities = _log(probabilities)
         entropy = -float(np.dot(probabilities, log_probabilities))
         distance = np.abs(-log_probabilities - np.float32(entropy))
@@ -117,10 +101,9 @@ def typical_p(p: float, min_keep: int = 1) -> Truncation:
 def epsilon_cutoff(epsilon: float, min_keep: int = 1) -> Truncation:
     """Those with a probability of at least epsilon (Hewitt et al., 2022)."""
 
-    def keep(logits: Logits, weights: Logits | None = None, scratch: Mask | None = None) -> Indices:
-        weights = weights_of(logits) if weights is None else weights
-        threshold = np.float32(epsilon * float(weights.sum()))
-        return _with_ties(np.flatnonzero(weights >= threshold), logits, min_keep)
+    def keep(candidates: Candidates) -> Indices:
+        kept = np.flatnonzero(candidates.weights >= np.float32(epsilon * candidates.total))
+        return _with_ties(kept, candidates.logits, min_keep)
 
     return keep
 
@@ -128,12 +111,12 @@ def epsilon_cutoff(epsilon: float, min_keep: int = 1) -> Truncation:
 def eta_cutoff(epsilon: float, min_keep: int = 1) -> Truncation:
     """As epsilon_cutoff, by a bound that falls with the entropy (Hewitt et al., 2022)."""
 
-    def keep(logits: Logits, weights: Logits | None = None, scratch: Mask | None = None) -> Indices:
-        weights = weights_of(logits) if weights is None else weights
-        probabilities = weights / weights.sum()
+    def keep(candidates: Candidates) -> Indices:
+        probabilities = candidates.weights / np.float32(candidates.total)
         entropy = -float(np.dot(probabilities, _log(probabilities)))
         eta = min(epsilon, math.sqrt(epsilon) * math.exp(-entropy))
-        return _with_ties(np.flatnonzero(probabilities >= np.float32(eta)), logits, min_keep)
+        kept = np.flatnonzero(probabilities >= np.float32(eta))
+        return _with_ties(kept, candidates.logits, min_keep)
 
     return keep
 
@@ -141,7 +124,8 @@ def eta_cutoff(epsilon: float, min_keep: int = 1) -> Truncation:
 def top_n_sigma(n: float) -> Truncation:
     """Those within n standard deviations of the highest logit (Tang et al., 2024)."""
 
-    def keep(logits: Logits, weights: Logits | None = None, scratch: Mask | None = None) -> Indices:
+    def keep(candidates: Candidates) -> Indices:
+        logits = candidates.logits
         return np.flatnonzero(logits >= logits.max() - np.float32(n) * logits.std())
 
     return keep
@@ -153,13 +137,14 @@ def xtc(threshold: float, min_keep: int = 1) -> Truncation:
     "Exclude top choices", by p-e-w, as in llama.cpp; its chance is drawn by the caller.
     """
 
-    def keep(logits: Logits, weights: Logits | None = None, scratch: Mask | None = None) -> Indices:
-        weights = weights_of(logits) if weights is None else weights
-        reach = np.flatnonzero(weights / weights.sum() >= np.float32(threshold))
-        if len(reach) < 2 or len(logits) - len(reach) + 1 < min_keep:
-            return np.arange(len(logits))
-        stays = reach[np.argsort(-logits[reach], kind="stable")[-1]]
-        return np.delete(np.arange(len(logits)), reach[reach != stays])
+    def keep(candidates: Candidates) -> Indices:
+        probabilities = candidates.weights / np.float32(candidates.total)
+        reach = np.flatnonzero(probabilities >= np.float32(threshold))
+        everything = np.arange(len(candidates))
+        if len(reach) < 2 or len(candidates) - len(reach) + 1 < min_keep:
+            return everything
+        stays = reach[np.argsort(-candidates.logits[reach], kind="stable")[-1]]
+        return np.delete(everything, reach[reach != stays])
 
     return keep
 
@@ -167,11 +152,12 @@ def xtc(threshold: float, min_keep: int = 1) -> Truncation:
 def mirostat(mu: float) -> Truncation:
     """Those with a surprise of at most mu bits, one at least: Mirostat 2 (Basu et al., 2020)."""
 
-    def keep(logits: Logits, weights: Logits | None = None, scratch: Mask | None = None) -> Indices:
-        weights = weights_of(logits) if weights is None else weights
-        threshold = float(weights.sum()) * 2.0 ** min(-mu, 64.0)
-        kept = np.flatnonzero(weights >= np.float32(threshold))
-        return kept if len(kept) else np.flatnonzero(logits == logits.max())[:1]
+    def keep(candidates: Candidates) -> Indices:
+        threshold = candidates.total * 2.0 ** min(-mu, 64.0)
+        kept = np.flatnonzero(candidates.weights >= np.float32(threshold))
+        if len(kept):
+            return kept
+        return np.flatnonzero(candidates.logits == candidates.logits.max())[:1]
 
     return keep
 
@@ -192,23 +178,23 @@ def _few_top_p(weights: list[float], total: float, p: float, min_keep: int) -> l
 
 def _num_in_mass(descending: Logits, total: float, p: float) -> int:
     """How many of the highest weights reach the share p of the total, one at least."""
-    reached = np.cumsum(descending, dtype=np.float64)
+    reached = np.add.accumulate(descending, dtype=np.float64)
     bound = np.float32(1 - p)
-    num = int(np.searchsorted(reached, (1.0 - float(bound)) * total * (1 - 1e-6)))
+    num = int(reached.searchsorted((1.0 - float(bound)) * total * (1 - 1e-6)))
     # In float32, as transformers compares them: matters where probabilities are round.
     while num < len(reached) and np.float32(1.0 - reached[num] / total) > bound:
         num += 1
     return min(num + 1, len(reached))
 
 
-def _at_least(weights: Logits, mass: float, scratch: Mask | None) -> tuple[Indices, Logits]:
+def _at_least(weights: Logits, mass: float, scratch: Mask) -> tuple[Indices, Logits]:
     """The highest weights, all above some floor, that weigh more than mass: indices, values."""
     for floor in _FLOORS:
-        (candidates,) = np.greater_equal(weights, np.float32(floor * mass), out=scratch).nonzero()
+        (likely,) = np.greater_equal(weights, np.float32(floor * mass), out=scratch).nonzero()
+        found = weights[likely]
         # A little more than mass: sums in float32 differ with their order.
-        found = weights[candidates]
         if float(np.add.reduce(found)) > mass * 1.00001:
-            return candidates, found
+            return likely, found
     return np.arange(len(weights)), weights
 
 
@@ -221,13 +207,9 @@ def _with_top(kept: Indices, logits: Logits, min_keep: int) -> Indices:
 def _with_ties(kept: Indices, logits: Logits, min_keep: int) -> Indices:
     if len(kept) >= min_keep:
         return kept
-    return np.flatnonzero(logits >= kth_highest(logits, min_keep))
+    return highest(logits, min_keep)
 
 
 def _log(probabilities: Logits) -> Logits:
     """Their logarithm, 0 where a probability is 0: it is multiplied by it."""
     return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
-
-
-def _first(mask: Mask, count: int) -> Indices:
-    return np.flatnonzero(mask)[:count]

@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 
 from ovgen.decoding.arrays import Logits, TokenIds, log_sum_exp
+from ovgen.decoding.candidates import Workspace
 from ovgen.decoding.logprobs import token_logprob
 from ovgen.decoding.processing import Processing
-from ovgen.decoding.sampler import Workspace
 from ovgen.engine.sequence import Choice, Request
 from ovgen.engine.sequence import Sequence as TokenSequence
 from ovgen.engine.sequence_state import SequenceState
@@ -21,7 +21,7 @@ from ovgen.outputs import TokenLogprob
 from ovgen.text.text_stream import TextStream
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SampledRow:
     """A sequence at its end, with the logits [vocab] of its next token; not to be written to.
 
@@ -43,7 +43,7 @@ class Decoder(Protocol):
 
         Args:
             request: whose sequences they are.
-            rows: of those that have not ended.
+            rows: of those that have not ended, in their order.
 
         Raises:
             RequestError: no token is left to choose.

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ovgen.decoding.sampler import Workspace
+from ovgen.decoding.candidates import Workspace
 from ovgen.engine.batch import ScheduledBatch
 from ovgen.engine.output_processor import Arrival, OutputProcessor
 from ovgen.engine.request_builder import Prompt, RequestBuilder

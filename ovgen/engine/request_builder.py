@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 
+from ovgen.decoding.candidates import Workspace
 from ovgen.decoding.processing import Processing, UserProcessor
 from ovgen.decoding.random import new_seed
-from ovgen.decoding.sampler import Workspace
 from ovgen.engine.beam_decoder import BeamDecoder
 from ovgen.engine.decoder import Decoder, RowReader
 from ovgen.engine.output_processor import Arrival, OutputProcessor

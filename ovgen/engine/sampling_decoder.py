@@ -30,14 +30,14 @@ class SamplingDecoder:
 
     def select(self, request: Request, rows: Sequence[SampledRow]) -> list[Choice]:
         """See `Decoder.select`."""
-        by_id = {row.sequence.seq_id: row for row in rows}
         choices = []
+        place = 0
         for sequence in request.sequences:
-            row = by_id.get(sequence.seq_id)
-            if row is None:
-                choices.append(Choice(sequence, index=sequence.index))
+            if place < len(rows) and rows[place].sequence is sequence:
+                choices.append(self._choose(rows[place], sequence.index))
+                place += 1
             else:
-                choices.append(self._choose(row, sequence.index))
+                choices.append(Choice(sequence, index=sequence.index))
         # Those that have not begun are forked off the first one.
         for index in range(len(request.sequences), self._num_sequences):
             choices.append(self._choose(rows[0], index))
@@ -49,25 +49,18 @@ class SamplingDecoder:
 
     def _choose(self, row: SampledRow, index: int) -> Choice:
         token_id, mu = self._next(row, index)
-        return Choice(
-            row.sequence,
-            token_id,
-            index=index,
-            mu=mu,
-            logprob=self._reader.logprob(row, token_id),
-        )
+        logprob = self._reader.logprob(row, token_id)
+        return Choice(row.sequence, token_id, index, None, mu, logprob)
 
     def _next(self, row: SampledRow, index: int) -> tuple[int, float | None]:
-        if self._sampler is None and self._reader.is_neutral:
-            return int(row.logits.argmax()), None
-        logits, is_neutral = row.logits, self._reader.is_neutral
-        if not is_neutral:
-            logits = self._reader.processed(row, self._reader.private(row))
+        logits, reader, sampler = row.logits, self._reader, self._sampler
+        if not reader.is_neutral:
+            logits = reader.processed(row, reader.private(row))
             refuse_empty(logits)
-        if self._sampler is None:
+        if sampler is None:
             return int(logits.argmax()), None
         sequence = row.sequence
         draws = Draws(self._seed, index, len(sequence.output_token_ids))
-        mu = self._sampler.initial_mu if sequence.mu is None else sequence.mu
-        workspace = self._reader.workspace
-        return self._sampler.sample(logits, workspace, draws, mu, may_forbid=not is_neutral)
+        mu = sampler.initial_mu if sequence.mu is None else sequence.mu
+        may_forbid = not reader.is_neutral
+        return sampler.sample(logits, reader.workspace, draws, mu, may_forbid=may_forbid)

@@ -186,6 +186,11 @@ class Scheduler:
         always forked, so that it leaves the whole of the step before; of other sequences some may
         then have a token that others do not have, which `preempt_all` takes away.
         """
+        if len(choices) == len(request.sequences) == 1 and not request.is_beam_search:
+            (choice,) = choices
+            if choice.mu is None and choice.token_id is not None:
+                _append(request, choice.parent, choice, choice.token_id)
+                return choice.parent.finish_reason is None
         is_fork = request.is_beam_search or len(choices) > len(request.sequences)
         heirs = [self._heir(choice, is_fork or choice.mu is not None) for choice in choices]
         for sequence, choice in zip(heirs, choices, strict=True):

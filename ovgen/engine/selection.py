@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ovgen.decoding.arrays import Logits
+from ovgen.decoding.candidates import Workspace
 from ovgen.decoding.logprobs import token_logprob
-from ovgen.decoding.sampler import Workspace, greedy
+from ovgen.decoding.sampler import greedy
 from ovgen.engine.batch import ScheduledBatch, ScheduledSequence
 from ovgen.engine.decoder import SampledRow
-from ovgen.engine.sequence import Choice, Request, Sequence
+from ovgen.engine.sequence import Choice, Request
 from ovgen.errors import OvgenError, RequestError
 
-Rows = Mapping[int, Logits]  # by seq_id
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Selection:
     """By request_id: what becomes of its sequences, or the error that ends it."""
 
@@ -32,20 +30,27 @@ def select(batch: ScheduledBatch, logits: Logits, workspace: Workspace) -> Selec
         logits: its rows [num_logits, vocab] float32, valid until the next step begins.
         workspace: of the engine.
     """
+    if batch.is_greedy:
+        chosen = zip(batch.scheduled, greedy(logits), strict=True)
+        return Selection(
+            {
+                item.request.request_id: [Choice(item.sequence, token_id)]
+                for item, token_id in chosen
+                if item.sequence.finish_reason is None
+            }
+        )
     selection = Selection()
-    if len(logits) == len(batch.scheduled) and all(map(_is_greedy, batch.scheduled)):
-        for item, token_id in zip(batch.scheduled, greedy(logits), strict=True):
-            choice = Choice(item.sequence, token_id)
-            selection.choices[item.request.request_id] = [choice]
-        return selection
     start = 0
     for request, items in batch.by_request:
-        first, start = start, start + sum(item.num_logits for item in items)
+        first, start = start, start + sum([item.num_logits for item in items])
         if request.is_finished:
             continue
         try:
-            rows = _score_prompts(request, items, logits[first:start], workspace)
-            choices = _choose(request, rows)
+            if batch.is_plain:
+                rows = [SampledRow(items[0].sequence, logits[first])]
+            else:
+                rows = _sampled_rows(request, items, logits[first:start], workspace)
+            choices = request.decoder.select(request, rows) if rows else []
         except OvgenError as exc:
             selection.failed[request.request_id] = exc
         except Exception as exc:  # of a user's logits processor: it is the request's alone
@@ -58,46 +63,36 @@ def select(batch: ScheduledBatch, logits: Logits, workspace: Workspace) -> Selec
     return selection
 
 
-def _is_greedy(item: ScheduledSequence) -> bool:
-    """Whether the row is that of a request's only sequence, and the argmax is all it takes."""
-    request = item.request
-    return (
-        request.decoder is not None
-        and request.decoder.is_greedy
-        and item.num_logits == 1
-        and item.is_sampled
-        and request.score_from is None
-        and item.sequence.finish_reason is None
-        and len(request.sequences) == 1
-    )
-
-
-def _score_prompts(
+def _sampled_rows(
     request: Request,
     items: tuple[ScheduledSequence, ...],
     logits: Logits,
     workspace: Workspace,
-) -> Rows:
-    """Record the log-probabilities of prompt tokens; give the rows to choose by."""
-    sampled = {}
-    start = 0
+) -> list[SampledRow]:
+    """The rows to choose by; those of prompt tokens are recorded as log-probabilities."""
+    by_id = {}
+    stop = 0
     for item in items:
-        rows, sequence = logits[start : start + item.num_logits], item.sequence
-        start += item.num_logits
-        if item.is_sampled:
-            sampled[sequence.seq_id] = rows[-1]
+        start, stop = stop, stop + item.num_logits
         if request.score_from is not None and item.num_logits:
-            _score_prompt(request, sequence, item, rows, workspace)
-    return sampled
+            _score_prompt(request, item, logits[start:stop], workspace)
+        if item.is_sampled:
+            by_id[item.sequence.seq_id] = logits[stop - 1]
+    return [
+        SampledRow(
+            sequence,
+            by_id[sequence.seq_id],
+            None if sequence.negative is None else by_id[sequence.negative.seq_id],
+        )
+        for sequence in request.unfinished
+        if sequence.seq_id in by_id
+    ]
 
 
 def _score_prompt(
-    request: Request,
-    sequence: Sequence,
-    item: ScheduledSequence,
-    rows: Logits,
-    workspace: Workspace,
+    request: Request, item: ScheduledSequence, rows: Logits, workspace: Workspace
 ) -> None:
+    sequence = item.sequence
     prompt = sequence.prompt_token_ids
     first = sequence.num_computed_tokens + item.num_scheduled_tokens - item.num_logits
     for position, row in enumerate(rows, start=first):
@@ -106,19 +101,3 @@ def _score_prompt(
             target = prompt[position + 1]
             num_top = request.num_prompt_logprobs or 0
             sequence.prompt_logprobs.append(token_logprob(row, target, num_top, workspace))
-
-
-def _choose(request: Request, rows: Rows) -> list[Choice]:
-    sampled = [
-        SampledRow(
-            sequence,
-            rows[sequence.seq_id],
-            None if sequence.negative is None else rows[sequence.negative.seq_id],
-        )
-        for sequence in request.unfinished
-        if sequence.seq_id in rows
-    ]
-    if not sampled or request.decoder is None:
-        return []
-    choices: list[Choice] = request.decoder.select(request, sampled)
-    return choices

@@ -91,7 +91,7 @@ class Sequence:
         return copy
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Choice:
     """One sequence of a request after a step.
 
@@ -154,7 +154,7 @@ class Request:
     @property
     def is_finished(self) -> bool:
         """Whether all its sequences have ended."""
-        return all(sequence.finish_reason is not None for sequence in self.sequences)
+        return not self.unfinished
 
     @property
     def unfinished(self) -> list[Sequence]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ovgen.decoding.candidates import Workspace
 from ovgen.decoding.logprobs import token_logprob
-from ovgen.decoding.sampler import Workspace
 
 
 @pytest.mark.parametrize("num_top", [0, 1, 5, 400])

@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ovgen.decoding.sampler import greedy
+from ovgen.decoding.candidates import Workspace
+from ovgen.decoding.random import Draws
+from ovgen.decoding.sampler import Sampler, greedy
+from ovgen.errors import RequestError
+from ovgen.generation_config import GenerationConfig
 
 
 def test_the_most_likely_of_each_row():
@@ -27,3 +31,12 @@ def test_plain_ints_one_a_row(num_rows: int):
 def test_infinities():
     logits = np.array([[-np.inf, -np.inf, 0.0], [-np.inf, np.inf, 5.0]], np.float32)
     assert greedy(logits) == [2, 1]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_an_error(value: float):
+    row = np.zeros(1000, np.float32)
+    row[500] = value
+    sampler = Sampler(GenerationConfig(do_sample=True, top_p=0.9, top_k=0).resolve())
+    with pytest.raises(RequestError, match=f"the logits hold {value}: the model or a logits"):
+        sampler.sample(row, Workspace(), Draws(0, 0, 0), may_forbid=False)

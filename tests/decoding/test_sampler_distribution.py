@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from ovgen.decoding.beam_search import drawn_candidates
+from ovgen.decoding.candidates import Workspace
 from ovgen.decoding.random import Draws
-from ovgen.decoding.sampler import Sampler, Workspace, pick
+from ovgen.decoding.sampler import Sampler, pick
 from ovgen.generation_config import GenerationConfig
 
 NUM_DRAWS = 20_000

@@ -17,6 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ovgen.decoding import truncation
+from ovgen.decoding.candidates import Candidates, Workspace
 
 DATA = Path(__file__).parents[1] / "data"
 WARPERS = ("top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -46,7 +47,7 @@ def keep(function: Callable[..., np.ndarray], row: np.ndarray) -> np.ndarray:
     candidates = np.flatnonzero(row > -np.inf)
     logits = row[candidates]
     before = logits.copy()
-    kept = function(logits)
+    kept = function(Candidates(logits, Workspace()))
     assert np.issubdtype(kept.dtype, np.integer)
     assert (np.diff(kept) > 0).all()
     np.testing.assert_array_equal(logits, before)
