@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ovgen.engine.service import TokenStream
+    from ovgen.async_handle import AsyncGenerationHandle
+    from ovgen.async_llm import AsyncLLM
+    from ovgen.engine.handle import GenerationHandle, TokenStream
     from ovgen.engine_config import EngineConfig
     from ovgen.errors import (
         ClosedError,
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
         ModelFormatError,
         ModelNotFoundError,
         OvgenError,
+        QueueFullError,
         RequestError,
         StorageError,
         TemplateError,
@@ -36,14 +39,19 @@ if TYPE_CHECKING:
         StreamChunk,
         TokenLogprob,
     )
+    from ovgen.session.session import Session
+    from ovgen.session.stream import SessionStream
 
 __version__ = "0.1.0"
 
 _HOME_OF = {
     "LLM": "llm",
+    "AsyncGenerationHandle": "async_handle",
+    "AsyncLLM": "async_llm",
     "EngineConfig": "engine_config",
     "GenerationConfig": "generation_config",
-    "TokenStream": "engine.service",
+    "GenerationHandle": "engine.handle",
+    "TokenStream": "engine.handle",
     "CompletionOutput": "outputs",
     "PerplexityOutput": "outputs",
     "RequestMetrics": "outputs",
@@ -51,6 +59,8 @@ _HOME_OF = {
     "ScoreOutput": "outputs",
     "StreamChunk": "outputs",
     "TokenLogprob": "outputs",
+    "Session": "session.session",
+    "SessionStream": "session.stream",
     "ClosedError": "errors",
     "ConfigError": "errors",
     "DeviceError": "errors",
@@ -59,6 +69,7 @@ _HOME_OF = {
     "ModelFormatError": "errors",
     "ModelNotFoundError": "errors",
     "OvgenError": "errors",
+    "QueueFullError": "errors",
     "RequestError": "errors",
     "StorageError": "errors",
     "TemplateError": "errors",
@@ -67,6 +78,8 @@ _HOME_OF = {
 
 __all__ = [
     "LLM",
+    "AsyncGenerationHandle",
+    "AsyncLLM",
     "ClosedError",
     "CompletionOutput",
     "ConfigError",
@@ -74,15 +87,19 @@ __all__ = [
     "DownloadError",
     "EngineConfig",
     "GenerationConfig",
+    "GenerationHandle",
     "ModelError",
     "ModelFormatError",
     "ModelNotFoundError",
     "OvgenError",
     "PerplexityOutput",
+    "QueueFullError",
     "RequestError",
     "RequestMetrics",
     "RequestOutput",
     "ScoreOutput",
+    "Session",
+    "SessionStream",
     "StorageError",
     "StreamChunk",
     "TemplateError",

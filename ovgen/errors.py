@@ -4,6 +4,7 @@
     ├── ConfigError (ValueError)      an option that is unknown, out of range or without effect
     ├── RequestError (ValueError)     a prompt or a chat that cannot be served
     │   └── TemplateError             a chat template that is broken, unsafe or refuses its messages
+    ├── QueueFullError                as many requests wait as may; try again later
     ├── ModelError                    a model's files cannot be used
     │   ├── ModelNotFoundError        no such alias, file, folder or repository
     │   ├── ModelFormatError          a file is damaged, truncated or not what its name says
@@ -34,6 +35,10 @@ class RequestError(OvgenError, ValueError):
 
 class TemplateError(RequestError):
     """A chat template is broken, unsafe, or refuses the messages it was given."""
+
+
+class QueueFullError(OvgenError):
+    """As many requests wait as ``max_waiting_requests`` allows; try again later."""
 
 
 class ModelError(OvgenError):

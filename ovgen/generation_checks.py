@@ -147,6 +147,12 @@ _token_id_in_list = whole(0, kind="made of token ids, whole numbers")
 _finite = real("a finite number", math.isfinite)
 _positive = real("a finite number above 0", lambda x: 0 < x < math.inf)
 _not_negative = real("a finite number of at least 0", lambda x: 0 <= x < math.inf)
+def _text(name: str, value: object) -> str:
+    if isinstance(value, str):
+        return value
+    raise ConfigError(f"{name} must be a string, not {shown(value)}")
+
+
 _share = real("a number from 0 to 1", lambda x: 0 <= x <= 1)
 _positive_share = real("a number above 0 and at most 1", lambda x: 0 < x <= 1)
 _cutoff = real("a number of at least 0 and below 1", lambda x: 0 <= x < 1)
@@ -210,4 +216,6 @@ CHECKS: dict[str, Check] = {
     "echo": flag,
     "logprobs": whole(0),
     "prompt_logprobs": whole(0),
+    "priority": whole(-(2**31), 2**31 - 1),
+    "cache_salt": _text,
 }

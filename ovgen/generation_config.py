@@ -109,6 +109,10 @@ class GenerationConfig:
         echo: put the prompt before the output.
         logprobs: likeliest alternatives to tell beside each new token's log probability.
         prompt_logprobs: the same for the tokens of the prompt.
+        priority: of requests that wait the one with the lowest number is served first; where the KV
+            cache is full, those with higher ones give way.
+        cache_salt: what was computed for a prompt is used again only for requests with the same
+            salt, so that nobody can find out by the time it takes what others have asked.
 
     Raises:
         ConfigError: an option is out of range or would have no effect.
@@ -169,6 +173,8 @@ class GenerationConfig:
     echo: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    priority: int = 0
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         for name, default in _OPEN.items():

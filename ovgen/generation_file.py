@@ -18,6 +18,7 @@ _NOT_IN_TRANSFORMERS = {
     *("dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers", "logit_bias"),
     *("stop_token_ids", "ignore_eos", "include_stop_str_in_output", "skip_special_tokens"),
     *("negative_prompt", "echo", "logprobs", "prompt_logprobs"),
+    *("priority", "cache_salt"),
 }
 # Strategies in models' files that ovgen does not have and that change the output -> the values
 # that leave them off. What else a file may hold is for other libraries (caches, outputs, padding),

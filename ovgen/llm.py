@@ -12,18 +12,21 @@ from typing import Any, cast, overload
 
 from ovgen.decoding.processing import UserProcessor
 from ovgen.engine.engine import Engine
+from ovgen.engine.handle import GenerationHandle, TokenStream
+from ovgen.engine.mailbox import Submission
 from ovgen.engine.output_processor import Arrival, OutputProcessor
 from ovgen.engine.request_builder import Prompt as TokenPrompt
-from ovgen.engine.service import EngineService, TokenStream
+from ovgen.engine.service import EngineService
 from ovgen.engine_config import EngineConfig
-from ovgen.errors import ConfigError, RequestError, TemplateError
+from ovgen.errors import ConfigError, QueueFullError, RequestError, TemplateError
 from ovgen.generation_config import GenerationConfig, refuse_unknown_options
+from ovgen.model.backends import Backends
 from ovgen.model.compiled_cache import CompiledCache
-from ovgen.model.loader import load_model
 from ovgen.model.resolve import compiled_cache_folder, resolve_folder
-from ovgen.model.stateful_runner import StatefulRunner
 from ovgen.outputs import PerplexityOutput, RequestOutput, ScoreOutput
+from ovgen.paging import PagingUpgrade
 from ovgen.scoring import ScoredText, continuation, windows
+from ovgen.session.session import Session, load_session, new_session
 from ovgen.text.chat_template import ChatTemplate, load_chat_template
 from ovgen.text.prompt_encoder import PromptEncoder, plain_token_ids
 from ovgen.text.tokenizer import Tokenizer, load_tokenizer
@@ -35,8 +38,8 @@ Message = Mapping[str, Any]
 class LLM:
     """A model, ready to generate.
 
-    May be used from several threads, and by several streams at once: requests are served first
-    come, first served, and whoever waits for one drives the engine meanwhile.
+    May be used from any number of threads, and by several streams at once: a thread of its own
+    serves all requests, first come, first served. For asyncio there is `AsyncLLM`.
 
     Args:
         model: an alias of the catalog, an IR folder, a ``.gguf`` file or a Hugging Face repository
@@ -45,8 +48,19 @@ class LLM:
         precision: ``default``, or ``exact`` for float32 throughout.
         weights: how a GGUF file is exported: ``auto``, ``exact``, ``int8`` or ``f16``.
         properties: OpenVINO compile properties, passed on as they are.
+        profile: what `ovgen tune` has measured to use: ``auto``, whatever was tuned last for this
+            machine; ``none``; ``latency`` or ``throughput``. Properties of your own win over it.
+        attention_backend: ``paged`` (many requests at once), ``stateful`` (one after the other), or
+            ``auto``: stateful first, for it is ready sooner, and paged from the second request on.
         token_budget: most tokens in one step; longer prompts are computed in chunks of it, which
-            takes less memory but more time.
+            takes less memory but more time. None: what the backend does best.
+        max_num_seqs: requests that are computed at once.
+        kv_cache_tokens: tokens that the paged KV cache holds.
+        kv_cache_size: the same in GB; None for both: sixteen contexts of the model, or half of the
+            free memory where that is less. The system gives the memory as it is first used.
+        kv_cache_precision: ``u8``, ``f16``, ``bf16`` or ``f32``; None: what the device prefers.
+        prefix_caching: whether a prompt's beginning is taken from where it was computed before.
+        max_waiting_requests: requests that may wait for their turn; None for any number.
         offline: never reach for the network; None: as ``OVGEN_OFFLINE`` says.
 
     Raises:
@@ -65,14 +79,30 @@ class LLM:
         *,
         weights: str = "auto",
         properties: Mapping[str, Any] | None = None,
-        token_budget: int = 8192,
+        profile: str = "auto",
+        attention_backend: str = "auto",
+        token_budget: int | None = None,
+        max_num_seqs: int | None = None,
+        kv_cache_tokens: int | None = None,
+        kv_cache_size: float | None = None,
+        kv_cache_precision: str | None = None,
+        prefix_caching: bool = True,
+        max_waiting_requests: int | None = None,
         offline: bool | None = None,
     ) -> None:
         config = EngineConfig(
             device=device,
             precision=precision,
             properties=properties or {},
+            profile=profile,
+            attention_backend=attention_backend,
             token_budget=token_budget,
+            max_num_seqs=max_num_seqs,
+            kv_cache_tokens=kv_cache_tokens,
+            kv_cache_size=kv_cache_size,
+            kv_cache_precision=kv_cache_precision,
+            prefix_caching=prefix_caching,
+            max_waiting_requests=max_waiting_requests,
         )
         started = time.perf_counter()
         self.folder = resolve_folder(model, weights=weights, offline=offline)
@@ -80,21 +110,31 @@ class LLM:
         # The tokenizer is parsed while the device compiles.
         with ThreadPoolExecutor(1) as pool:
             text = pool.submit(_load_text, self.folder)
-            loaded = load_model(self.folder, config, CompiledCache(compiled_cache_folder()))
+            backends = Backends(self.folder, config, CompiledCache(compiled_cache_folder()))
+            backend = backends.first()
             self.tokenizer, self._chat_template = text.result()
-        self.context_length = loaded.context_length
+        self.context_length = backend.context_length
+        self.vocab_size = backend.vocab_size
         self.load_time = time.perf_counter() - started
         self._prompts = PromptEncoder(self.tokenizer)
-        runner = StatefulRunner(loaded.compiled, loaded.blob)
         self._service = EngineService(
             Engine(
-                runner,
+                backend.runner,
                 OutputProcessor(self.tokenizer, load_time=self.load_time),
-                context_length=loaded.context_length,
-                vocab_size=loaded.vocab_size,
-                token_budget=min(token_budget, runner.max_batch_tokens or token_budget),
-            )
+                context_length=backend.context_length,
+                vocab_size=backend.vocab_size,
+                token_budget=backend.token_budget,
+                has_prefix_cache=prefix_caching,
+            ),
+            max_waiting_requests,
         )
+        self._max_waiting_requests = max_waiting_requests
+        self._upgrade = PagingUpgrade(backends, self._service)
+
+    @property
+    def attention_backend(self) -> str:
+        """What serves at the moment: ``paged`` or ``stateful``."""
+        return self._service.open().attention_backend
 
     @overload
     def generate(
@@ -133,7 +173,8 @@ class LLM:
                 prompt and output [num_tokens] int64, the logits of its next token [vocab] float32,
                 which may be changed in place. Or objects with a method ``start()`` that gives a
                 streaming processor with state (see `ovgen.decoding.processing`). They come after
-                all other processors, and before temperature and truncation.
+                all other processors, and before temperature and truncation. They are called in the
+                LLM's own thread, which every request waits for, and must not use the LLM.
             **options: single options of GenerationConfig.
 
         Returns:
@@ -144,17 +185,28 @@ class LLM:
             ConfigError: an option that is unknown, out of range or without effect.
         """
         decoding = self._config(config, options)
-        if is_one_prompt(prompt):
-            return self._submit(cast("Prompt", prompt), decoding, logits_processors).result()
-        streams = [
-            self._submit(one, decoding, logits_processors)
-            for one in cast("Sequence[Prompt]", prompt)
-        ]
-        try:
-            return [stream.result() for stream in streams]
-        finally:
-            for stream in streams:
-                stream.close()
+        is_one = is_one_prompt(prompt)
+        prompts = [cast("Prompt", prompt)] if is_one else cast("Sequence[Prompt]", prompt)
+        outputs = self._outputs(
+            [self._prepare(one, decoding, logits_processors) for one in prompts]
+        )
+        return outputs[0] if is_one else outputs
+
+    def submit(
+        self,
+        prompt: Prompt,
+        config: GenerationConfig | None = None,
+        *,
+        logits_processors: Sequence[UserProcessor] = (),
+        **options: Any,
+    ) -> GenerationHandle:
+        """As `generate`, without waiting for the output.
+
+        The request is served in the background for as long as the handle is kept: ask it for the
+        ``result()`` or for a ``stream()`` at any time, or have it end with ``abort()``. Errors of
+        the prompt and of the options are raised here, others by the handle.
+        """
+        return self._submit(self._prepare(prompt, self._config(config, options), logits_processors))
 
     def stream(
         self,
@@ -166,12 +218,13 @@ class LLM:
     ) -> TokenStream:
         """As `generate`, a chunk at a time; the last chunk holds the whole output.
 
-        Closing the stream stops the work, and ``abort`` ends it with what there is. Errors of the
-        prompt and of the options are raised here, not by the first chunk. Of several samples each
-        chunk names its own by ``index``; a beam search streams what all beams that can still be
-        the best have in common.
+        The work begins at once. Closing or dropping the stream stops it, and ``abort`` ends it with
+        what there is. Errors of the prompt and of the options are raised here, not by the first
+        chunk. Of several samples each chunk names its own by ``index``; a beam search streams what
+        all beams that can still be the best have in common.
         """
-        return self._submit(prompt, self._config(config, options), logits_processors)
+        prepared = self._prepare(prompt, self._config(config, options), logits_processors)
+        return self._submit(prepared, has_stream=True).stream()
 
     def chat(
         self,
@@ -198,15 +251,15 @@ class LLM:
         Raises:
             TemplateError: the model has no chat template, or it refuses the messages.
         """
-        return self.stream_chat(
+        prepared = self._prepare_chat(
             messages,
-            config,
+            self._config(config, options),
+            logits_processors,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             template_args=template_args,
-            logits_processors=logits_processors,
-            **options,
-        ).result()
+        )
+        return self._outputs([prepared])[0]
 
     def stream_chat(
         self,
@@ -220,19 +273,39 @@ class LLM:
         **options: Any,
     ) -> TokenStream:
         """As `chat`, a chunk at a time; see `stream`."""
-        started = time.perf_counter()
-        decoding = self._config(config, options)
-        if self._chat_template is None:
-            raise TemplateError(
-                f"{self.folder} has no chat template; use generate() with a plain prompt"
-            )
-        text = self._chat_template.render(
+        prepared = self._prepare_chat(
             messages,
+            self._config(config, options),
+            logits_processors,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
-            **_checked_template_args(template_args or {}),
+            template_args=template_args,
         )
-        return self._submit(text, decoding, logits_processors, started, is_rendered=True)
+        return self._submit(prepared, has_stream=True).stream()
+
+    def session(self, seed: int | None = None) -> Session:
+        """A conversation that is gone on with, forked and saved: of text, or of messages.
+
+        Args:
+            seed: that those of its turns are derived from; None: one from the system's entropy.
+        """
+        return new_session(self, seed)
+
+    def load_session(self, path: str | os.PathLike[str]) -> Session:
+        """A session that was saved, where it was left: its next turn is as it would have been.
+
+        What was saved of the KV cache is used where it fits this LLM's, and computed anew in the
+        next turn otherwise.
+
+        Args:
+            path: of a file that `Session.save` wrote.
+
+        Raises:
+            ModelFormatError: the file is damaged, or no session of this version.
+            RequestError: it is a session of another model.
+            StorageError: it cannot be read.
+        """
+        return load_session(self, path)
 
     def score(self, prompt: Prompt, continuations: Sequence[Prompt]) -> list[ScoreOutput]:
         """The log-probability of each continuation of a prompt, which is computed once.
@@ -279,8 +352,13 @@ class LLM:
         return PerplexityOutput(nll, len(token_ids) - 1)
 
     def close(self) -> None:
-        """Free the model; everything but another close() then raises ClosedError."""
+        """Free the model; everything but another close() then raises ClosedError.
+
+        Waits for the step under way. Requests that have not ended do so with ClosedError, after the
+        chunks that are there.
+        """
         self._service.close()
+        self._upgrade.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -301,7 +379,30 @@ class LLM:
             raise ConfigError(f"config must be a GenerationConfig, not {config!r}")
         return (config or GenerationConfig()).replace(**options).resolve(self.generation_config)
 
-    def _submit(
+    def _prepare_chat(
+        self,
+        messages: Sequence[Message],
+        config: GenerationConfig,
+        logits_processors: Sequence[UserProcessor],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        template_args: Mapping[str, Any] | None,
+    ) -> Submission:
+        started = time.perf_counter()
+        if self._chat_template is None:
+            raise TemplateError(
+                f"{self.folder} has no chat template; use generate() with a plain prompt"
+            )
+        text = self._chat_template.render(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            **_checked_template_args(template_args or {}),
+        )
+        return self._prepare(text, config, logits_processors, started, is_rendered=True)
+
+    def _prepare(
         self,
         prompt: Prompt,
         config: GenerationConfig,
@@ -309,7 +410,8 @@ class LLM:
         started: float | None = None,
         *,
         is_rendered: bool = False,
-    ) -> TokenStream:
+    ) -> Submission:
+        """A checked request, which nobody serves yet; ``config`` is resolved."""
         started = time.perf_counter() if started is None else started
         engine = self._service.open()
         # A chat template has written the special tokens itself.
@@ -332,7 +434,40 @@ class LLM:
             config,
             arrival,
         )
-        return self._service.submit(request, config, arrival)
+        return Submission(request, config, arrival)
+
+    def _submit(self, prepared: Submission, *, has_stream: bool = False) -> GenerationHandle:
+        (handle,) = self._service.submit([prepared], has_stream=has_stream)
+        self._upgrade.notice(1)
+        return handle
+
+    def _outputs(self, prepared: Sequence[Submission]) -> list[RequestOutput]:
+        """What becomes of requests, in their order; they are served together."""
+        handles: list[GenerationHandle] = []
+        size = self._max_waiting_requests or len(prepared) or 1
+        try:
+            for start in range(0, len(prepared), size):
+                handles += self._submit_all(prepared[start : start + size], handles)
+            return [handle.result() for handle in handles]
+        finally:  # of an error or an interrupt: nobody waits for the others
+            for handle in handles:
+                handle.close()
+
+    def _submit_all(
+        self, prepared: Sequence[Submission], before: Sequence[GenerationHandle]
+    ) -> list[GenerationHandle]:
+        """Where the queue is full, they wait for those before them in the same call."""
+        while True:
+            try:
+                handles = self._service.submit(prepared)
+            except QueueFullError:
+                unfinished = next((handle for handle in before if not handle.done), None)
+                if unfinished is None:
+                    raise
+                unfinished.result()
+            else:
+                self._upgrade.notice(len(handles))
+                return handles
 
     def _within_context(self, config: GenerationConfig, num_prompt: int) -> GenerationConfig:
         """The model's own length, where nobody else gave one, ends with its context."""
@@ -348,7 +483,7 @@ class LLM:
         request = self._service.open().prepare_scores(
             [text.token_ids for text in texts], [text.num_context for text in texts]
         )
-        self._service.submit(request, GenerationConfig(), arrival).result()
+        self._outputs([Submission(request, GenerationConfig(), arrival)])
         scored = []
         for sequence, text in zip(request.sequences, texts, strict=True):
             # The sequences' records begin with the first token that any of them has scored.

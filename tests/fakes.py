@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ EOS = 0
 
 # The next token, or the logits of the first tokens of the vocabulary; the others are impossible.
 Script = Callable[[tuple[int, ...]], int | npt.NDArray[np.float32]]
+
+Rows = list[tuple[ScheduledSequence, tuple[int, ...]]]  # each with all its tokens
 
 
 def mixing_script(token_ids: tuple[int, ...]) -> int:
@@ -92,6 +95,7 @@ class FakeRunner:
     ) -> None:
         self.max_running_requests = max_running_requests
         self.has_padding = True
+        self.num_blocks = self.block_size = 0
         self.batches: list[list[tuple[int, int, tuple[int, ...]]]] = []
         self.num_logits: list[int] = []  # rows of logits that each batch asked for
         self.timeouts: list[float] = []  # of each wait
@@ -120,22 +124,28 @@ class FakeRunner:
         requests = [request for request, _ in groupby(batch.scheduled, key=lambda s: s.request)]
         assert 0 < len(requests) <= self.max_running_requests
         assert len(set(map(id, requests))) == len(requests), "a request's rows come together"
-        if self.max_running_requests == 1:  # as a single infer request: only one has its state
-            wanted = {request.request_id for request in requests}
-            self._caches = {key: c for key, c in self._caches.items() if key in wanted}
         self.batches.append([])
         rows: list[npt.NDArray[np.float32]] = []
-        for request, items in groupby(batch.scheduled, key=lambda s: s.request):
-            cache = self._caches.setdefault(request.request_id, _Cache())
-            for item, tokens in cache.grown(list(items)):
-                past = item.sequence.num_computed_tokens
-                self.batches[-1].append((request.request_id, past, tokens[past:]))
-                assert 0 <= item.num_logits <= item.num_scheduled_tokens
-                ends = range(len(tokens) - item.num_logits + 1, len(tokens) + 1)
-                rows += [self._row(tokens[:end]) for end in ends]
+        for item, tokens in self._computed(batch):
+            past = item.sequence.num_computed_tokens
+            self.batches[-1].append((item.request.request_id, past, tokens[past:]))
+            assert 0 <= item.num_logits <= item.num_scheduled_tokens
+            ends = range(len(tokens) - item.num_logits + 1, len(tokens) + 1)
+            rows += [self._row(tokens[:end]) for end in ends]
         assert len(rows) == batch.num_logits
         self.num_logits.append(len(rows))
         self._logits = np.array(rows, np.float32).reshape(-1, VOCAB_SIZE)
+
+    def _computed(self, batch: ScheduledBatch) -> Rows:
+        """The rows of a batch, each with all its tokens after it."""
+        by_request = [(r, list(g)) for r, g in groupby(batch.scheduled, key=lambda s: s.request)]
+        if self.max_running_requests == 1:  # as a single infer request: only one has its state
+            wanted = {request.request_id for request, _ in by_request}
+            self._caches = {key: c for key, c in self._caches.items() if key in wanted}
+        rows: Rows = []
+        for request, items in by_request:
+            rows += self._caches.setdefault(request.request_id, _Cache()).grown(items)
+        return rows
 
     def wait(self, timeout: float) -> npt.NDArray[np.float32] | None:
         assert self._logits is not None, "a batch was begun"
@@ -176,9 +186,7 @@ class _Cache:
         self._rows: dict[int, tuple[int, tuple[int, ...]]] = {}  # by seq_id: padding, tokens
         self._num_columns = 0
 
-    def grown(
-        self, items: list[ScheduledSequence]
-    ) -> list[tuple[ScheduledSequence, tuple[int, ...]]]:
+    def grown(self, items: list[ScheduledSequence]) -> Rows:
         """All tokens of each row after a step; from here on the rows are those of the batch."""
         [count] = {item.num_scheduled_tokens for item in items}  # in lockstep
         rows = {}
@@ -199,6 +207,56 @@ class _Cache:
         self._rows = rows
         self._num_columns += count
         return [(item, rows[item.sequence.seq_id][1]) for item in items]
+
+
+class FakePagedRunner(FakeRunner):
+    """A FakeRunner whose "KV cache" is in blocks, as PagedAttention has it.
+
+    A slot holds what a key and a value depend on: its token and all before it. Whatever is read is
+    checked, so that a wrong share, a missed copy or a stale hit fails the test.
+    """
+
+    def __init__(
+        self,
+        script: Script = mixing_script,
+        *,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        max_running_requests: int = 8,
+        **options,
+    ) -> None:
+        super().__init__(script, max_running_requests=max_running_requests, **options)
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.block_store = None
+        self.num_copies = 0
+        self._slots: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+
+    def _computed(self, batch: ScheduledBatch) -> Rows:
+        assert all(a != b for a, b in batch.block_copies)
+        assert len({b for _, b in batch.block_copies}) == len(batch.block_copies)
+        for source, target in batch.block_copies:
+            self.num_copies += 1
+            self._slots[target] = self._slots[source].copy()
+        size = self.block_size
+        holders = Counter(b for item in batch.scheduled for b in set(item.sequence.block_table))
+        rows = []
+        for item in batch.scheduled:
+            sequence, count = item.sequence, item.num_scheduled_tokens
+            past, end = sequence.num_computed_tokens, sequence.num_computed_tokens + count
+            tokens = tuple(sequence.token_ids(0, end))
+            assert len(tokens) == end > past
+            table = sequence.block_table
+            assert len(set(table)) == len(table) >= -(-end // size), "blocks for all its tokens"
+            contents = list(accumulate(tokens, lambda before, token: hash((before, token))))
+            for place in range(past, end):
+                assert holders[table[place // size]] == 1, "nobody else's block is written"
+                self._slots[table[place // size]][place % size] = contents[place]
+            rows.append((item, tokens, contents))
+        for item, _, contents in rows:
+            cached = [slot for block in item.sequence.block_table for slot in self._slots[block]]
+            assert cached[: len(contents)] == contents, "reads what was computed of it"
+        return [(item, tokens) for item, tokens, _ in rows]
 
 
 class FakeTokenizer:
@@ -226,7 +284,7 @@ class FakeTokenizer:
 class Served:
     """An engine with its parts in reach, and what it has put out of each request."""
 
-    def __init__(self, runner: FakeRunner | None = None, **options: int) -> None:
+    def __init__(self, runner: FakeRunner | None = None, **options: int | bool) -> None:
         self.runner = runner or FakeRunner()
         self.processor = OutputProcessor(FakeTokenizer(), load_time=0.0)
         self.engine = Engine(

@@ -24,6 +24,8 @@ def test_defaults():
         ("properties", 5),
         ("properties", None),
         ("properties", {5: 1}),
+        ("profile", "fast"),
+        ("profile", None),
         ("token_budget", 0),
         ("token_budget", -5),
         ("token_budget", 1.5),
@@ -35,6 +37,13 @@ def test_values_out_of_range_are_named(name: str, value: object):
     with pytest.raises(ConfigError, match=name) as caught:
         EngineConfig(**{name: value})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("profile", ["latency", "throughput"])
+def test_a_profile_would_have_no_effect_on_exact(profile: str):
+    assert EngineConfig(profile=profile).profile == profile
+    with pytest.raises(ConfigError, match="profile"):
+        EngineConfig(profile=profile, precision="exact")
 
 
 def test_later_changes_to_the_callers_properties_do_not_reach_it():

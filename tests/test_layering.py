@@ -21,8 +21,11 @@ FOUNDATION = {
     *("errors", "generation_checks", "generation_conflicts", "generation_file"),
     *("generation_config", "engine_config", "outputs"),
 }
-PURE_ENGINE = {"engine/sequence.py", "engine/batch.py", "engine/scheduler.py"}
+PURE_ENGINE = {
+    *("engine/sequence.py", "engine/batch.py", "engine/block_manager.py", "engine/scheduler.py"),
+}
 ENGINE_TYPES = {"engine.batch", "engine.sequence"}  # what the seam to the runner is made of
+PEER_WORKERS = {f"bench/{name}_worker.py" for name in ("genai", "llama_cpp", "optimum")}
 
 # Part of the package -> the parts of it that it may import. A file's own line wins.
 ALLOWED = {
@@ -35,9 +38,13 @@ ALLOWED = {
     },
     "engine_config.py": {"errors"},
     "outputs.py": set(),
-    "__init__.py": {"llm", "engine.service"} | FOUNDATION,
+    "__init__.py": {"llm", "async_llm", "async_handle", "engine.handle", "session"} | FOUNDATION,
     "__main__.py": {"cli"},
-    "llm.py": {"engine", "decoding", "model", "scoring", "text"} | FOUNDATION,
+    "llm.py": {"engine", "decoding", "model", "paging", "scoring", "session", "text"} | FOUNDATION,
+    "session": {"session", "engine", "decoding", "model", "text"} | FOUNDATION,
+    "paging.py": {"engine", "model", "errors"},
+    "async_llm.py": {"llm", "async_handle", "engine", "decoding"} | FOUNDATION,
+    "async_handle.py": {"engine", "outputs"},
     "scoring.py": {"errors", "text"},
     "engine": {"engine", "decoding", "text"} | FOUNDATION,
     "decoding": {"decoding"} | FOUNDATION,
@@ -46,13 +53,21 @@ ALLOWED = {
     "text": {"text"} | FOUNDATION,
     "export": {"export", "text", "errors"},
     "hub": {"hub", "errors"},
-    "cli": {"cli", "llm", "model", "text", "hub", "export"} | FOUNDATION,
+    "bench": {"bench", "llm", "errors"},
+    # What runs in a peer's interpreter, where ovgen's dependencies are missing.
+    "bench/worker.py": set(),
+    "bench/probe.py": set(),
+    **{name: {"bench.worker"} for name in PEER_WORKERS},
+    "model/profile_file.py": {"hub.cache"} | FOUNDATION,
+    "model/trust.py": {"model", "hub.cache"} | ENGINE_TYPES | FOUNDATION,
+    "tuning": {"tuning", "llm", "model", "engine_config", "errors"},
+    "cli": {"cli", "bench", "tuning", "llm", "model", "text", "hub", "export"} | FOUNDATION,
     "server": {"server", "llm"} | FOUNDATION,
 }
 
 # Library -> where it may be imported: folders and files.
 HOMES = {
-    "openvino": ("model/", "export/", "text/openvino_tokenizer.py"),
+    "openvino": ("model/", "export/", "text/openvino_tokenizer.py", "bench/genai_worker.py"),
     "tokenizers": ("text/", "export/tokenizer", "export/pre_tokenizers.py"),
     "openvino_tokenizers": ("text/openvino_tokenizer.py", "export/"),
     "huggingface_hub": ("hub/",),
@@ -60,6 +75,10 @@ HOMES = {
     "yaml": ("hub/",),
     "filelock": ("hub/",),
     "tqdm": ("hub/", "cli/"),
+    "matplotlib": ("bench/plot.py",),
+    "openvino_genai": ("bench/genai_worker.py",),
+    "llama_cpp": ("bench/llama_cpp_worker.py",),
+    **dict.fromkeys(("optimum", "torch", "transformers"), ("bench/optimum_worker.py",)),
 }
 LAZY = {
     "huggingface_hub",
@@ -69,6 +88,7 @@ LAZY = {
     "tokenizers",
     "tqdm",
     "filelock",
+    "matplotlib",
 }
 # Made of such a library, and themselves imported where they are used.
 WRAPPERS = {"export/tokenizer.py", "text/template_sandbox.py"}

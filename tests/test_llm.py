@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import json
 import shutil
+import subprocess
+import sys
 import threading
+import time
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,8 +25,10 @@ from ovgen import (
     ConfigError,
     DeviceError,
     GenerationConfig,
+    GenerationHandle,
     ModelFormatError,
     ModelNotFoundError,
+    QueueFullError,
     RequestError,
     TemplateError,
 )
@@ -33,9 +40,9 @@ PROMPT = RECORD["prompts"][0]
 TOKENS = RECORD["tokens"][0]
 
 
-@pytest.fixture(scope="module")
-def shared() -> LLM:
-    return LLM(LLAMA, precision="exact")
+@pytest.fixture(scope="module", params=["stateful", "paged"])
+def shared(request: pytest.FixtureRequest) -> LLM:
+    return LLM(LLAMA, precision="exact", attention_backend=request.param)
 
 
 @pytest.fixture
@@ -43,11 +50,31 @@ def llm(shared: LLM):
     """One LLM for all the tests that leave it as it was, which is checked here."""
     yield shared
     assert list(shared.generate(PROMPT, max_new_tokens=24).token_ids) == TOKENS
-    shared.generate([1], max_new_tokens=1)  # takes up what was abandoned
-    service = shared._service
-    assert len(service._mailboxes) == len(service._abandoned) == 1  # of this last request
-    assert not service._engine._scheduler.has_unfinished
-    assert not service._engine._output_processor._unfinished
+    eventually(lambda: is_empty(shared))
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.001)
+
+
+def is_empty(llm: LLM) -> bool:
+    """Whether nothing is left of any request."""
+    engine, loop = llm._service._engine, llm._service._loop
+    return (
+        not loop._mailboxes
+        and loop.inbox.empty()
+        and not engine.has_unfinished
+        and not engine._output_processor._unfinished
+    )
+
+
+def slow(token_ids, logits):
+    """A logits processor that makes a request take as long as anybody needs to stop it."""
+    time.sleep(0.01)
+    return logits
 
 
 @pytest.fixture
@@ -139,28 +166,61 @@ def test_stream(llm: LLM):
 
 
 def test_closing_a_stream_stops_the_work(llm: LLM, num_starts):
-    stream = llm.stream(PROMPT, max_new_tokens=200)
+    stream = llm.stream(PROMPT, max_new_tokens=200, logits_processors=[slow])
     next(stream)
     stream.close()
+    eventually(lambda: is_empty(llm))
     before = num_starts()
+    assert before < 100
     assert list(llm.generate(PROMPT, max_new_tokens=3).token_ids) == TOKENS[:3]
     assert num_starts() == before + 3
     assert list(stream) == []
 
 
 def test_breaking_out_of_a_stream_stops_the_work(llm: LLM, num_starts):
-    for _ in llm.stream(PROMPT, max_new_tokens=200):
+    for _ in llm.stream(PROMPT, max_new_tokens=200, logits_processors=[slow]):
         break
-    before = num_starts()
-    llm.generate(PROMPT, max_new_tokens=3)
-    assert num_starts() == before + 3
+    eventually(lambda: is_empty(llm))
+    assert num_starts() < 100
 
 
-def test_errors_are_raised_by_stream_itself(llm: LLM):
-    with pytest.raises(RequestError):
-        llm.stream("")
-    with pytest.raises(ConfigError):
-        llm.stream(PROMPT, max_new_token=5)
+def test_submit(llm: LLM, num_starts):
+    handles = [llm.submit(prompt, max_new_tokens=24) for prompt in RECORD["prompts"]]
+    assert [list(handle.result().token_ids) for handle in handles] == RECORD["tokens"]
+    handle = llm.submit(PROMPT, GenerationConfig(max_new_tokens=24), temperature=1.0)
+    got = [token_id for chunk in handle.stream() for token_id in chunk.token_ids]
+    assert got == TOKENS == list(handle.result().token_ids)
+    assert handle.done
+    assert handle.request_id not in [other.request_id for other in handles]
+
+
+def test_a_request_is_served_in_the_background(llm: LLM):
+    handle = llm.submit(PROMPT, max_new_tokens=24)
+    eventually(lambda: handle.done)  # though nobody reads
+    assert list(handle.result(0).token_ids) == TOKENS
+
+
+def test_aborting_and_dropping_what_was_submitted(llm: LLM, num_starts):
+    handle = llm.submit(PROMPT, max_new_tokens=200, logits_processors=[slow])
+    next(handle.stream())
+    handle.abort()
+    output = handle.result()
+    assert output.outputs[0].finish_reason == "abort"
+    assert list(output.token_ids) == TOKENS[: len(output.token_ids)]
+    handle = llm.submit(PROMPT, max_new_tokens=200, logits_processors=[slow])
+    with pytest.raises(TimeoutError):
+        handle.result(timeout=0.01)
+    del handle
+    eventually(lambda: is_empty(llm))
+    assert num_starts() < 100
+
+
+def test_errors_are_raised_by_the_call_itself(llm: LLM):
+    for call in (llm.stream, llm.submit):
+        with pytest.raises(RequestError):
+            call("")
+        with pytest.raises(ConfigError):
+            call(PROMPT, max_new_token=5)
 
 
 def test_two_streams_in_one_thread(llm: LLM):
@@ -195,23 +255,14 @@ def test_eight_threads(llm: LLM):
     assert answers == [RECORD["tokens"][number % 3] for number in range(48)]
 
 
-def test_streams_that_are_never_read_leave_nothing(llm: LLM, num_starts):
-    llm.stream(PROMPT)
-    unread = llm.stream(PROMPT)
-    del unread
-    gc.collect()
-    assert num_starts() == 0
-    assert len(llm._service._abandoned) == 1  # of the request before this test
-
-
-def test_streams_that_are_dropped_half_read_leave_nothing(llm: LLM):
-    for _ in range(5):
-        stream = llm.stream(PROMPT, max_new_tokens=100)
-        next(stream)
+def test_streams_that_are_dropped_leave_nothing(llm: LLM, num_starts):
+    for is_read in (False, True) * 3:
+        stream = llm.stream(PROMPT, max_new_tokens=100, logits_processors=[slow])
+        if is_read:
+            next(stream)
         del stream
-    gc.collect()
-    llm.generate(PROMPT, max_new_tokens=2)
-    assert len(llm._service._mailboxes) == 1
+    eventually(lambda: is_empty(llm))
+    assert num_starts() < 100
 
 
 def test_a_stream_dropped_in_another_thread(llm: LLM):
@@ -222,64 +273,46 @@ def test_a_stream_dropped_in_another_thread(llm: LLM):
     thread.join()
 
 
-@pytest.mark.parametrize("when", range(4))
-@pytest.mark.parametrize("call", ["wait_for", "start_async"])
-def test_an_interrupt_leaves_the_llm_usable(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch, call: str, when: int
-):
-    original = getattr(ov.InferRequest, call)
-    calls = 0
-
-    def interrupted(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        result = original(*args, **kwargs)
-        if calls == when + 1:
-            raise KeyboardInterrupt
-        return result
-
-    other = llm.stream(RECORD["prompts"][1], max_new_tokens=24)  # waits its turn
-    with monkeypatch.context() as patch:
-        patch.setattr(ov.InferRequest, call, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            llm.generate(PROMPT, max_new_tokens=24)
+@pytest.mark.parametrize("call", ["generate", "generate a list", "submit", "stream"])
+def test_an_interrupt_stops_the_request_and_no_other(llm: LLM, call: str):
+    other = llm.stream(RECORD["prompts"][1], max_new_tokens=24, logits_processors=[slow])
+    timer = threading.Timer(0.1, _thread.interrupt_main)
+    timer.start()
+    began = time.perf_counter()
+    options = {"max_new_tokens": 200, "logits_processors": [slow]}
+    calls = {
+        "generate": llm.generate,
+        "generate a list": lambda prompt, **options: llm.generate([prompt] * 3, **options),
+        "submit": lambda prompt, **options: llm.submit(prompt, **options).result(),
+        "stream": lambda prompt, **options: list(llm.stream(prompt, **options)),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        calls[call](PROMPT, **options)
+    assert time.perf_counter() - began < 1.5
+    timer.join()
     got = [token_id for chunk in other for token_id in chunk.token_ids]
     assert got == RECORD["tokens"][1]
+    eventually(lambda: is_empty(llm))
+    assert time.perf_counter() - began < 1.9  # not after 200 tokens
 
 
-def test_an_interrupt_after_the_device_has_computed(llm: LLM, monkeypatch: pytest.MonkeyPatch):
-    other = llm.stream(RECORD["prompts"][1], max_new_tokens=24)
-    got = list(next(other).token_ids)
-
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("ovgen.engine.engine.select", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            llm.generate(PROMPT, max_new_tokens=24)
-    got += [token_id for chunk in other for token_id in chunk.token_ids]
-    assert got == RECORD["tokens"][1]
-
-
-def test_an_error_of_one_request_does_not_harm_another_half_read(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
-):
-    stream = llm.stream(PROMPT, max_new_tokens=24)
-    got = list(next(stream).token_ids)
-
+def test_a_device_error_leaves_the_llm_usable(llm: LLM, monkeypatch: pytest.MonkeyPatch):
     wait = ov.InferRequest.wait_for
 
     def broken(request, timeout):
         wait(request, timeout)
         raise RuntimeError("device lost")
 
+    stream = llm.stream(PROMPT, max_new_tokens=200, logits_processors=[slow])
+    got = list(next(stream).token_ids)
     with monkeypatch.context() as patch:
         patch.setattr(ov.InferRequest, "wait_for", broken)
         with pytest.raises(DeviceError, match="device lost"):
             llm.generate(RECORD["prompts"][1], max_new_tokens=24)
-    got += [token_id for chunk in stream for token_id in chunk.token_ids]
-    assert got == TOKENS
+    with pytest.raises(DeviceError, match="device lost"):
+        got.extend(token_id for chunk in stream for token_id in chunk.token_ids)
+    assert got == TOKENS[: len(got)]
+    assert list(llm.generate(PROMPT, max_new_tokens=24).token_ids) == TOKENS
 
 
 @pytest.mark.parametrize(
@@ -408,36 +441,40 @@ def test_metrics(llm: LLM):
     assert metrics.load_time == llm.load_time > 0
 
 
-def test_tokenization_time_does_not_hold_the_wait_for_other_threads(llm: LLM):
-    ids: list[float] = []
+def test_tokenization_time_does_not_hold_the_wait_for_others(llm: LLM):
+    is_held = threading.Event()
 
-    def ask() -> None:
-        stream = llm.stream("harbour", max_new_tokens=1)
-        ids.extend(chunk.output.metrics.tokenization_time for chunk in stream if chunk.output)
+    def hold(token_ids, logits):
+        is_held.set()
+        time.sleep(0.3)
+        return logits
 
-    with llm._service._lock:
-        thread = threading.Thread(target=ask)
-        thread.start()
-        thread.join(0.2)
-        assert thread.is_alive()
-    thread.join()
-    assert ids[0] < 0.1
+    first = llm.submit(PROMPT, max_new_tokens=1, logits_processors=[hold])
+    assert is_held.wait(20)
+    metrics = llm.generate("harbour", max_new_tokens=1).metrics
+    assert first.done
+    assert metrics.tokenization_time < 0.1 < metrics.ttft
 
 
-def test_closed(tmp_path: Path):
+def test_closed():
     llm = LLM(LLAMA)
-    half_read, unread = llm.stream(PROMPT), llm.stream(PROMPT)
+    done = llm.submit(PROMPT, max_new_tokens=2)
+    output = done.result()
+    half_read, unread = (llm.stream(PROMPT, logits_processors=[slow]) for _ in range(2))
     next(half_read)
     llm.close()
     llm.close()
+    assert not llm._service._thread.is_alive()
     for use in (
         lambda: llm.generate(PROMPT),
         lambda: llm.stream(PROMPT),
-        lambda: next(half_read),
-        lambda: next(unread),
+        lambda: llm.submit(PROMPT),
+        lambda: list(half_read),
+        unread.result,
     ):
         with pytest.raises(ClosedError, match="closed"):
             use()
+    assert done.result() is output
 
 
 def test_the_context_manager_closes():
@@ -471,25 +508,44 @@ def test_closing_while_another_thread_streams():
     assert [type(error) for error in errors] == [ClosedError] * 3
 
 
-def test_close_waits_for_the_step_of_another_thread():
-    llm = LLM(LLAMA)
-    closing = threading.Thread(target=llm.close)
-    with llm._service._lock:  # as a step holds it
-        closing.start()
-        closing.join(0.1)
-        assert closing.is_alive()
-    closing.join(20)
-    assert not closing.is_alive()
-
-
 def test_an_llm_without_references_goes():
     llm = LLM(LLAMA)
     stream = llm.stream(PROMPT)
     next(stream)
-    gone = weakref.ref(llm)
+    gone, thread = weakref.ref(llm), llm._service._thread
     del llm, stream
     gc.collect()
     assert gone() is None
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_an_llm_serves_what_was_asked_of_it_without_being_held():
+    stream = LLM(LLAMA, precision="exact").stream(PROMPT, max_new_tokens=24)
+    gc.collect()
+    assert [token_id for chunk in stream for token_id in chunk.token_ids] == TOKENS
+
+
+AT_EXIT = """
+import sys, threading
+from ovgen import LLM
+llm = LLM(sys.argv[1], attention_backend=sys.argv[2])
+handles = [llm.submit([5] * 200, max_new_tokens=50, ignore_eos=True) for _ in range(3)]
+next(handles[0].stream())
+if sys.argv[3] == "error":
+    raise SystemExit(7)
+if sys.argv[3] == "waiting":
+    waiting = threading.Thread(target=handles[2].result, daemon=True)
+    waiting.start()
+"""
+
+
+@pytest.mark.parametrize("backend", ["stateful", "paged"])
+@pytest.mark.parametrize("way", ["plain", "error", "waiting"])
+def test_the_interpreter_may_end_while_requests_are_served(backend: str, way: str):
+    arguments = [sys.executable, "-c", AT_EXIT, str(LLAMA), backend, way]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (7 if way == "error" else 0, "")
 
 
 def test_two_llms_do_not_notice_each_other(llm: LLM):
@@ -544,3 +600,21 @@ def test_broken_folders(tmp_path: Path, name: str, content: str | None, error: t
 def test_options_that_are_wrong(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         LLM(LLAMA, **options)
+
+
+def test_a_queue_that_is_full_refuses_politely():
+    with LLM(LLAMA, attention_backend="stateful", max_waiting_requests=2) as llm:
+        outputs = llm.generate([[5, 6, 7 + i] for i in range(9)], max_new_tokens=4)
+        assert len(outputs) == 9  # one call's requests wait for each other
+        handles: list[GenerationHandle] = []
+
+        def submit_many() -> None:
+            for _ in range(9):
+                handles.append(llm.submit([5, 6], max_new_tokens=200, ignore_eos=True))
+
+        with pytest.raises(QueueFullError, match="2 requests wait already and 2 may"):
+            submit_many()
+        assert len(handles) >= 2
+        for handle in handles:
+            assert len(handle.result().token_ids) == 200
+        assert llm.generate([5, 6], max_new_tokens=4)

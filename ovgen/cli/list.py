@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ovgen.cli.arguments import Commands, add_command
-from ovgen.cli.terminal import Output
+from ovgen.cli.terminal import Output, table
 
 if TYPE_CHECKING:
     from ovgen.hub.catalog import CatalogEntry
@@ -45,7 +45,8 @@ def execute(arguments: argparse.Namespace) -> None:
             ensure_ascii=False,
         )
     else:
-        text = _table([_HEADER, *(_row(entry, cached) for entry, cached in listed)])
+        rows = [_row(entry, cached) for entry, cached in listed]
+        text = table([_HEADER, *rows], _RIGHT_ALIGNED)
     Output().write(f"{text}\n")
 
 
@@ -66,15 +67,3 @@ def _row(entry: CatalogEntry, cached: bool) -> tuple[str, ...]:
     size = "-" if entry.size is None else f"{entry.size / 1e6:.0f} MB"
     context = str(entry.context_length)
     return (entry.alias, size, entry.license, context, "yes" if cached else "-", entry.title)
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(_cells(row, widths)).rstrip() for row in rows)
-
-
-def _cells(row: tuple[str, ...], widths: list[int]) -> list[str]:
-    return [
-        cell.rjust(width) if index in _RIGHT_ALIGNED else cell.ljust(width)
-        for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ovgen.cli.arguments import Commands, add_command, add_weights, key_json, key_value
 from ovgen.cli.generation_options import add_generation_options, make_generation_config
 from ovgen.cli.terminal import Output, is_terminal, progress_line
-from ovgen.engine_config import PRECISIONS
+from ovgen.engine_config import PRECISIONS, PROFILES
 from ovgen.errors import RequestError, TemplateError
 from ovgen.generation_config import GenerationConfig
 
@@ -72,6 +72,12 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         help="exact: float32 throughout (default: %(default)s)",
     )
     add_weights(group)
+    group.add_argument(
+        "--profile",
+        choices=PROFILES,
+        default="auto",
+        help="what `ovgen tune` has measured to use (default: %(default)s, the last)",
+    )
     group.add_argument(
         "--property",
         metavar="KEY=VALUE",
@@ -145,7 +151,13 @@ def _load(arguments: argparse.Namespace, config: GenerationConfig) -> LLM:
     config.resolve(GenerationConfig.from_pretrained(folder))
     if not arguments.raw:
         _require_template(folder)
-    return LLM(folder, arguments.device, arguments.precision, properties=dict(arguments.property))
+    return LLM(
+        folder,
+        arguments.device,
+        arguments.precision,
+        properties=dict(arguments.property),
+        profile=arguments.profile,
+    )
 
 
 def _require_template(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -77,6 +77,19 @@ def print_error(message: str) -> None:
     with suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"ovgen: {line}\n")
         sys.stderr.flush()
+
+
+def table(rows: Sequence[Sequence[str]], right_aligned: Collection[int]) -> str:
+    """Rows in columns that are as wide as they need, some of them (by number) flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        [
+            cell.rjust(width) if index in right_aligned else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 @contextmanager

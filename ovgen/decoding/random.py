@@ -26,6 +26,14 @@ def new_seed() -> int:
     return secrets.randbits(64)
 
 
+def derived_seed(seed: int, number: int) -> int:
+    """The seed of the ``number``-th of several requests that share one, from 0.
+
+    It is ``mix(mix(seed + GAMMA) + number * GAMMA)``.
+    """
+    return _mix((_mix((seed + _GAMMA) & _MASK) + number * _GAMMA) & _MASK)
+
+
 class Draws:
     """The uniform numbers of one sequence at one position.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from ovgen.engine.block_manager import BlockCopy
 from ovgen.engine.sequence import Request, Sequence
 
 
@@ -26,6 +27,19 @@ class ScheduledSequence:
         end = self.sequence.num_computed_tokens + self.num_scheduled_tokens
         return end == self.sequence.num_tokens and self.request.max_output_tokens > 0
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is its request's only row, and nothing but the next token is wanted of it."""
+        request = self.request
+        return (
+            request.decoder is not None
+            and request.score_from is None
+            and self.num_logits <= 1
+            and len(request.sequences) == 1
+            and request.sequences[0] is self.sequence
+            and self.sequence.negative is None
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScheduledBatch:
@@ -33,42 +47,38 @@ class ScheduledBatch:
 
     Attributes:
         scheduled: the rows.
+        block_copies: blocks of the KV cache to copy before anything is computed: (from, to).
+        sampled: the rows that have logits.
         by_request: the rows of each request.
         is_decoding: every row takes one token, and has the next one chosen.
-        is_plain: every row is its request's only one, and the next token is all that is wanted.
+        is_plain: all that is wanted of every row is its request's next token.
         is_greedy: it is plain, and the most likely tokens are all that is wanted.
     """
 
     scheduled: tuple[ScheduledSequence, ...]
+    block_copies: tuple[BlockCopy, ...] = ()
+    sampled: tuple[ScheduledSequence, ...] = field(init=False)
     by_request: tuple[tuple[Request, tuple[ScheduledSequence, ...]], ...] = field(init=False)
     is_decoding: bool = field(init=False)
     is_plain: bool = field(init=False)
     is_greedy: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        groups = groupby(self.scheduled, key=lambda item: item.request)
-        by_request = tuple((request, tuple(items)) for request, items in groups)
-        is_decoding = all(i.num_scheduled_tokens == i.num_logits == 1 for i in self.scheduled)
-        object.__setattr__(self, "by_request", by_request)
-        object.__setattr__(self, "is_decoding", is_decoding)
-        is_plain = all(map(_is_plain, self.scheduled))
-        object.__setattr__(self, "is_plain", is_plain)
-        is_greedy = is_plain and all(item.request.decoder.is_greedy for item in self.scheduled)
-        object.__setattr__(self, "is_greedy", is_greedy)
+        rows = self.scheduled
+        sampled = tuple(row for row in rows if row.num_logits)
+        groups = groupby(rows, key=lambda row: row.request)
+        is_plain = all(row.is_plain for row in rows)
+        facts = {
+            "sampled": sampled,
+            "by_request": tuple((request, tuple(items)) for request, items in groups),
+            "is_decoding": all(r.num_scheduled_tokens == r.num_logits == 1 for r in rows),
+            "is_plain": is_plain,
+            "is_greedy": is_plain and all(row.request.decoder.is_greedy for row in sampled),
+        }
+        for name, fact in facts.items():
+            object.__setattr__(self, name, fact)
 
     @property
     def num_logits(self) -> int:
         """Rows of logits that the runner gives, in the order of ``scheduled``."""
         return sum(item.num_logits for item in self.scheduled)
-
-
-def _is_plain(item: ScheduledSequence) -> bool:
-    request = item.request
-    return (
-        request.decoder is not None
-        and request.score_from is None
-        and item.num_logits == 1
-        and len(request.sequences) == 1
-        and item.sequence.negative is None
-        and request.sequences[0] is item.sequence
-    )

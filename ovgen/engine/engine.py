@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Sequences
 from itertools import count
 from typing import Protocol
@@ -12,12 +13,14 @@ import numpy.typing as npt
 
 from ovgen.decoding.candidates import Workspace
 from ovgen.engine.batch import ScheduledBatch
+from ovgen.engine.block_manager import BlockManager
 from ovgen.engine.output_processor import Arrival, OutputProcessor
+from ovgen.engine.prefix_transfer import BlockStore, PrefixPart, PrefixTransfer
 from ovgen.engine.request_builder import Prompt, RequestBuilder
 from ovgen.engine.scheduler import Scheduler
 from ovgen.engine.selection import Selection, select
 from ovgen.engine.sequence import FinishReason, Request
-from ovgen.errors import OvgenError, UnsupportedModelError
+from ovgen.errors import OvgenError, RequestError, UnsupportedModelError
 from ovgen.generation_config import GenerationConfig
 from ovgen.outputs import StreamChunk
 
@@ -40,6 +43,18 @@ class ModelRunner(Protocol):
     @property
     def has_padding(self) -> bool:
         """Whether rows of a request may begin later than others."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the KV cache; 0 where the graph keeps it itself."""
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+
+    @property
+    def block_store(self) -> BlockStore | None:
+        """The content of the blocks; None where there are none."""
 
     def start(self, batch: ScheduledBatch) -> None:
         """Begin to compute a batch; one at a time."""
@@ -65,6 +80,7 @@ class Engine:
         vocab_size: token ids are below it.
         token_budget: most tokens in one step.
         logits_budget: most rows of logits in one step, where those of a prompt are wanted.
+        has_prefix_cache: whether a prompt's beginning is taken from where it was computed before.
     """
 
     def __init__(
@@ -76,6 +92,7 @@ class Engine:
         vocab_size: int,
         token_budget: int,
         logits_budget: int | None = None,
+        has_prefix_cache: bool = True,
     ) -> None:
         ids = count()
         self._runner = runner
@@ -88,12 +105,10 @@ class Engine:
             context_length=context_length,
             vocab_size=vocab_size,
         )
-        self._scheduler = Scheduler(
-            token_budget=token_budget,
-            logits_budget=logits_budget or max(1, _LOGITS_SIZE // vocab_size),
-            max_running_requests=runner.max_running_requests,
-            ids=ids,
-        )
+        self._logits_budget = logits_budget or max(1, _LOGITS_SIZE // vocab_size)
+        self._has_prefix_cache = has_prefix_cache
+        self._ids = ids
+        self._scheduler = self._scheduler_for(runner, token_budget)
         self._batch: ScheduledBatch | None = None  # under way on the device
         self._updated: list[Request] = []  # not put out yet
         self._failed: list[tuple[Request, OvgenError]] = []
@@ -103,6 +118,16 @@ class Engine:
     def has_unfinished(self) -> bool:
         """Whether a step would do anything."""
         return self._scheduler.has_unfinished or bool(self._updated or self._failed)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have not begun to be computed."""
+        return len(self._scheduler.waiting)
+
+    @property
+    def attention_backend(self) -> str:
+        """``paged`` where the KV cache is in blocks, else ``stateful``."""
+        return "paged" if self._runner.num_blocks else "stateful"
 
     def prepare(self, prompt: Prompt, config: GenerationConfig, arrival: Arrival) -> Request:
         """A checked request, not queued yet.
@@ -143,11 +168,15 @@ class Engine:
         self._output_processor.add(request, config, arrival)
         self._scheduler.add(request)
 
-    def step(self) -> list[Emitted]:
+    def step(self, take_in: Callable[[], None] = lambda: None) -> list[Emitted]:
         """Finish the batch under way, begin the next, and give what the finished one brought.
 
         The text of this step is made while the device computes the next one. Where a request is
         aborted or its time is up, it ends at once, whatever the device is computing.
+
+        Args:
+            take_in: called when the device has been waited for; requests that it adds are in the
+                next batch already.
         """
         if not self._updated and not self._failed:  # else the step before broke off
             batch = self._batch or self._start_next()
@@ -160,6 +189,7 @@ class Engine:
                 selection = select(batch, logits, self._workspace)
                 self._updated = self._scheduler.update(batch, selection.choices)
                 self._fail(batch, selection)
+            take_in()
             self._end_late(now)
             if logits is not None:
                 self._start_next()
@@ -177,26 +207,97 @@ class Engine:
         """Whether a request was added, and neither aborted nor put out whole."""
         return self._output_processor.is_known(request)
 
-    def recover(self) -> None:
+    def recover(self) -> list[Request]:
         """After an error anywhere in a step: whatever is still wanted is computed anew.
 
-        Tokens that were chosen stay, and the next step puts out those that were not.
+        Tokens that were chosen stay, and the next step puts out those that were not. Gives the
+        requests of the batch under way.
         """
-        self._batch = None
+        batch, self._batch = self._batch, None
         self._scheduler.preempt_all()
         self._updated = self._output_processor.behind()
         self._runner.reset()
+        return [] if batch is None else [request for request, _ in batch.by_request]
+
+    def replace_runner(self, runner: ModelRunner, token_budget: int) -> None:
+        """Go on with another runner of the same model, which computes anew what is unfinished."""
+        self.recover()
+        before, self._runner = self._runner, runner
+        requests = self._scheduler.waiting
+        self._scheduler = self._scheduler_for(runner, token_budget)
+        for request in requests:
+            self._scheduler.add(request)
+        before.close()
+
+    def export_prefix(
+        self, token_ids: tuple[int, ...], start: int, max_bytes: int, salt: bytes = b""
+    ) -> PrefixPart | None:
+        """Full blocks of some tokens that are in the prefix cache; None where there is none.
+
+        Args:
+            token_ids: a request's, prompt and output together.
+            start: number of the first block; none where one before it is missing.
+            max_bytes: gives as many as these hold, but one at least if it is there.
+            salt: the request's ``cache_salt``.
+        """
+        prefixes = self._prefixes()
+        return prefixes.export(token_ids, start, max_bytes, salt) if prefixes else None
+
+    def import_prefix(
+        self, token_ids: tuple[int, ...], start: int, part: PrefixPart, salt: bytes = b""
+    ) -> int:
+        """Put into the prefix cache what `export_prefix` gave, of this or another engine.
+
+        Returns:
+            How many full blocks of these tokens are there now; none for those of another layout.
+        """
+        prefixes = self._prefixes()
+        return prefixes.adopt(token_ids, start, part, salt) if prefixes else 0
 
     def close(self) -> None:
         """Free the model."""
         self._batch = None
         self._runner.close()
 
+    def _scheduler_for(self, runner: ModelRunner, token_budget: int) -> Scheduler:
+        blocks = None
+        if runner.num_blocks:
+            blocks = BlockManager(
+                runner.num_blocks, runner.block_size, has_prefix_cache=self._has_prefix_cache
+            )
+        self._builder.blocks = blocks
+        return Scheduler(
+            token_budget=token_budget,
+            logits_budget=self._logits_budget,
+            max_running_requests=runner.max_running_requests,
+            ids=self._ids,
+            blocks=blocks,
+        )
+
+    def _prefixes(self) -> PrefixTransfer | None:
+        blocks = self._builder.blocks
+        if blocks is None or not self._has_prefix_cache or self._runner.block_store is None:
+            return None
+        return PrefixTransfer(blocks, self._runner.block_store, self._ids)
+
     def _start_next(self) -> ScheduledBatch | None:
         self._batch = self._scheduler.schedule()
+        while self._scheduler.unfit:
+            self._refuse(self._scheduler.unfit.pop())
+            self._batch = self._batch or self._scheduler.schedule()
         if self._batch is not None:
             self._runner.start(self._batch)
         return self._batch
+
+    def _refuse(self, request: Request) -> None:
+        tokens = sum(sequence.num_tokens for sequence in request.unfinished)
+        error = RequestError(
+            f"the sequences of this request have {tokens} tokens, for which the KV cache of "
+            f"{self._runner.num_blocks * self._runner.block_size} is too small; ask for fewer, or "
+            "raise kv_cache_tokens"
+        )
+        self._failed.append((request, error))
+        self._scheduler.end(request, "abort")
 
     def _end_late(self, now: float) -> None:
         """End the requests that are aborted or late."""

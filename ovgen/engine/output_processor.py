@@ -42,6 +42,10 @@ class _TextState:
     token_times: list[float] = field(default_factory=list)
     detokenization_time: float = 0.0
 
+    def note_times(self, num_tokens: int, now: float) -> None:
+        """The tokens up to this number came now, where they had not come before."""
+        self.token_times += [now] * (num_tokens - len(self.token_times))
+
 
 @dataclass(frozen=True, slots=True)
 class _Unfinished:
@@ -104,6 +108,10 @@ class OutputProcessor:
                 tokens = _common_beginning(sequences, self._state(unfinished, 0).num_seen_tokens)
             chunk = self._grow(unfinished, 0, best, tokens, now)
             return ([] if chunk is None else [chunk]), []
+        if not (request.is_streamed or unfinished.config.stop_strings or request.is_finished):
+            # Nobody reads the text before it is whole: it is made at the end, all at once.
+            self._state(unfinished, 0).note_times(len(sequences[0].output_token_ids), now)
+            return [], []
         chunks, stopped = [], []
         for sequence in sequences:
             chunk = self._grow(unfinished, sequence.index, sequence, sequence.output_token_ids, now)
@@ -179,7 +187,7 @@ class OutputProcessor:
         if sequence.finish_reason is not None:
             text += stream.flush()
         text = state.pending + text
-        state.token_times[first:] = [now] * len(new)
+        state.note_times(count, now)
         unfinished.states[index] = _TextState(
             stream,
             pending="",

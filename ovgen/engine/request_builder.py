@@ -12,6 +12,7 @@ from ovgen.decoding.candidates import Workspace
 from ovgen.decoding.processing import Processing, UserProcessor
 from ovgen.decoding.random import new_seed
 from ovgen.engine.beam_decoder import BeamDecoder
+from ovgen.engine.block_manager import BlockManager
 from ovgen.engine.decoder import Decoder, RowReader
 from ovgen.engine.output_processor import Arrival, OutputProcessor
 from ovgen.engine.sampling_decoder import SamplingDecoder
@@ -49,6 +50,9 @@ class RequestBuilder:
         ids: gives requests and sequences their ids.
         context_length: most tokens of prompt and output together.
         vocab_size: token ids are below it.
+
+    Attributes:
+        blocks: of the KV cache, where a request has to fit in it.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class RequestBuilder:
         self._ids = ids
         self._context_length = context_length
         self._vocab_size = vocab_size
+        self.blocks: BlockManager | None = None
 
     def generation(self, prompt: Prompt, config: GenerationConfig, arrival: Arrival) -> Request:
         """A request to generate; see `Engine.prepare`."""
@@ -72,8 +77,7 @@ class RequestBuilder:
         config = config.resolve()
         self._check_config(config)
         first = self._first_sequence(token_ids, prompt, config)
-        longest = max(len(row.prompt_token_ids) for row in first.rows)
-        max_output_tokens = self._max_output_tokens(len(token_ids), longest, config)
+        max_output_tokens = self._max_output_tokens(first, config)
         endings = () if config.ignore_eos else config.eos_ids
         # Ids that the model does not have never come.
         ending_ids = frozenset(
@@ -109,11 +113,14 @@ class RequestBuilder:
             num_shared_tokens=len(token_ids),
             is_beam_search=has_beams,
             seed=seed,
+            priority=config.priority,
+            cache_salt=config.cache_salt.encode("utf-8", "surrogatepass"),
         )
 
     def scores(self, token_ids: Sequences[Sequences[int]], num_context: Sequences[int]) -> Request:
         """A request to score; see `Engine.prepare_scores`."""
         texts = [self._checked(text, room=0) for text in token_ids]
+        self._refuse_too_many(texts)
         # The token before the first that is scored is computed for each: its logits are wanted.
         shared = max(0, min(_num_common(texts), *num_context) - 1)
         return Request(
@@ -182,26 +189,62 @@ class RequestBuilder:
             )
         return token_ids
 
-    def _max_output_tokens(
-        self, num_prompt_tokens: int, longest: int, config: GenerationConfig
-    ) -> int:
-        """``longest``: tokens of the longest of its prompts, the negative one included."""
+    def _refuse_too_many(self, texts: Sequences[tuple[int, ...]]) -> None:
+        if self.blocks is None:
+            return
+        wanted = sum(self.blocks.num_blocks_for(len(text)) for text in texts)
+        if wanted > self.blocks.num_blocks:
+            size = self.blocks.block_size
+            raise RequestError(
+                f"{len(texts)} texts of {sum(map(len, texts))} tokens do not fit into the KV cache "
+                f"of {self.blocks.num_blocks * size} tokens at once; score fewer of them in one "
+                "call, or raise kv_cache_tokens"
+            )
+
+    def _max_output_tokens(self, first: Sequence, config: GenerationConfig) -> int:
+        """The tokens asked for, or as many as there is room for."""
+        num_prompt = len(first.prompt_token_ids)
+        longest = max(len(row.prompt_token_ids) for row in first.rows)
         room = self._context_length - longest
+        place = f"the model's context of {self._context_length}"
+        num_sequences = max(config.num_beams or 1, config.num_return_sequences or 1)
+        fitting = self._fitting_tokens(first, num_sequences)
+        if fitting is not None and fitting < room:
+            assert self.blocks is not None, "something fits or not"
+            room = fitting
+            place = f"the KV cache of {self.blocks.num_blocks * self.blocks.block_size} tokens"
+            place += f", for {num_sequences} sequences," if num_sequences > 1 else ""
+            if room < 1:
+                raise RequestError(
+                    f"a prompt of {longest} tokens is too long: {place} has no room for it and at "
+                    "least one new token; shorten it, or raise kv_cache_tokens"
+                )
         wanted = config.max_new_tokens
         if config.max_length is not None:
-            wanted = config.max_length - num_prompt_tokens
+            wanted = config.max_length - num_prompt
             if wanted < 1:
                 raise ConfigError(
                     f"max_length is {config.max_length}, but the prompt alone has "
-                    f"{num_prompt_tokens} tokens: raise it, or give max_new_tokens"
+                    f"{num_prompt} tokens: raise it, or give max_new_tokens"
                 )
         if wanted is not None and wanted > room:
             name = "max_new_tokens" if config.max_length is None else "max_length"
             raise ConfigError(
                 f"{name} is {getattr(config, name)}, but after a prompt of {longest} "
-                f"tokens the model's context of {self._context_length} has room for {room}"
+                f"tokens {place} has room for {room}"
             )
         return room if wanted is None else wanted
+
+    def _fitting_tokens(self, first: Sequence, num_sequences: int) -> int | None:
+        """New tokens for which there are blocks when nothing else is computed."""
+        if self.blocks is None:
+            return None
+        size = self.blocks.block_size
+        prompts = [len(row.prompt_token_ids) for row in first.rows]
+        # Full blocks of the prompts are shared; all others a sequence has to itself.
+        shared = sum(num // size for num in prompts)
+        own = (self.blocks.num_blocks - shared) // (num_sequences * len(prompts))
+        return own * size - max(num % size for num in prompts)
 
     def _check_config(self, config: GenerationConfig) -> None:
         """ConfigError for a token id, or a number of alternatives, that the model does not have."""

@@ -31,7 +31,7 @@ def select(batch: ScheduledBatch, logits: Logits, workspace: Workspace) -> Selec
         workspace: of the engine.
     """
     if batch.is_greedy:
-        chosen = zip(batch.scheduled, greedy(logits), strict=True)
+        chosen = zip(batch.sampled, greedy(logits), strict=True)
         return Selection(
             {
                 item.request.request_id: [Choice(item.sequence, token_id)]
@@ -40,16 +40,16 @@ def select(batch: ScheduledBatch, logits: Logits, workspace: Workspace) -> Selec
             }
         )
     selection = Selection()
-    start = 0
+    stop = 0
     for request, items in batch.by_request:
-        first, start = start, start + sum([item.num_logits for item in items])
-        if request.is_finished:
+        start, stop = stop, stop + sum([item.num_logits for item in items])
+        if stop == start or request.is_finished:
             continue
         try:
-            if batch.is_plain:
-                rows = [SampledRow(items[0].sequence, logits[first])]
+            if items[0].is_plain:
+                rows = [SampledRow(items[0].sequence, logits[start])]
             else:
-                rows = _sampled_rows(request, items, logits[first:start], workspace)
+                rows = _sampled_rows(request, items, logits[start:stop], workspace)
             choices = request.decoder.select(request, rows) if rows else []
         except OvgenError as exc:
             selection.failed[request.request_id] = exc

@@ -33,6 +33,8 @@ class Sequence:
         prompt_logprobs: of its prompt's tokens from the first that is scored.
         negative: the same output after the negative prompt, for guidance.
         state: what the decoder carries along.
+        block_table: the blocks of the KV cache that hold it, where there are blocks; written by the
+            BlockManager.
     """
 
     seq_id: int
@@ -49,6 +51,7 @@ class Sequence:
     prompt_logprobs: list[Any] = field(default_factory=list)
     negative: Sequence | None = None
     state: Forkable | None = None
+    block_table: list[int] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -135,6 +138,10 @@ class Request:
         is_beam_search: its sequences are beams.
         seed: of its random numbers, None where nothing is drawn.
         is_aborted: it is to end at the next chance; may be set by any thread.
+        is_streamed: somebody reads its text as it comes, not only the whole of it; may be set by
+            any thread.
+        priority: of two requests that wait the lower is served first.
+        cache_salt: it shares its part of the prefix cache only with requests of the same.
     """
 
     request_id: int
@@ -150,6 +157,9 @@ class Request:
     is_beam_search: bool = False
     seed: int | None = None
     is_aborted: bool = False
+    is_streamed: bool = True
+    priority: int = 0
+    cache_salt: bytes = b""
 
     @property
     def is_finished(self) -> bool:

@@ -1,84 +1,44 @@
-"""One engine for many threads: whoever waits for a request drives the engine meanwhile."""
+"""One engine for many callers: a thread of its own serves what any other thread submits."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator
-from threading import Lock, get_ident
-from types import TracebackType
+import weakref
+from collections.abc import Callable, Sequence
+from threading import Event, Lock, Thread, current_thread
+from typing import Generic, TypeVar
 
 from ovgen.engine.engine import Engine
-from ovgen.engine.output_processor import Arrival
-from ovgen.engine.sequence import Request
-from ovgen.errors import ClosedError, OvgenError, RequestError
-from ovgen.generation_config import GenerationConfig
-from ovgen.outputs import RequestOutput, StreamChunk
+from ovgen.engine.engine_loop import EngineLoop, Message, Task, closed_error
+from ovgen.engine.handle import GenerationHandle
+from ovgen.engine.mailbox import Mailbox, Submission, wait_until
+from ovgen.errors import QueueFullError, RequestError
 
+# Seconds between two looks of a thread that waits for a task at its signals.
+_SLICE = 0.05
 
-class TokenStream:
-    """The chunks of one request, as they come; the last one holds the whole output.
-
-    An iterator, and a context manager that closes it. Dropping it unread, breaking out of a loop
-    over it or `close` stop the work and forget it.
-    """
-
-    def __init__(self, request: Request, chunks: Generator[StreamChunk, None, None]) -> None:
-        self._request = request
-        self._chunks = chunks
-
-    def __iter__(self) -> TokenStream:
-        return self
-
-    def __next__(self) -> StreamChunk:
-        return next(self._chunks)
-
-    def close(self) -> None:
-        """Stop the work; nothing more comes."""
-        self._chunks.close()
-
-    def abort(self) -> None:
-        """Have the request end as soon as can be, with what it has and the finish_reason ``abort``.
-
-        May be called from any thread, also while another one waits for the next chunk. Returns at
-        once; the stream's last chunk comes within 0.1 s, whatever the device is computing.
-        """
-        self._request.is_aborted = True
-
-    def result(self) -> RequestOutput:
-        """The whole output, when it is there; chunks that were not read yet are passed over.
-
-        Raises:
-            ClosedError: the stream was read to its end, or closed.
-        """
-        output = None
-        for chunk in self._chunks:
-            output = chunk.output
-        if output is None:
-            raise ClosedError("this stream is over; its output was in its last chunk")
-        return output
-
-    def __enter__(self) -> TokenStream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+_T = TypeVar("_T")
 
 
 class EngineService:
-    """Shares an engine: requests are served first come, first served."""
+    """Shares an engine: requests are served first come, first served, by a thread of its own.
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._lock = Lock()
+    The thread begins with the first request and ends with `close`, or with the service itself when
+    nobody has it any more. Nothing here waits for a step but `close`.
+    """
+
+    def __init__(self, engine: Engine, max_waiting_requests: int | None = None) -> None:
+        self._max_waiting_requests = max_waiting_requests
+        self._loop = EngineLoop(engine)
+        self._thread = Thread(target=self._loop.run, name="ovgen-engine", daemon=True)
+        self._lock = Lock()  # of the two flags here; the thread never takes it
         self._is_closed = False
-        self._driver: int | None = None  # the thread that is in a step
-        self._mailboxes: dict[int, deque[StreamChunk | OvgenError]] = {}  # by request_id
-        self._abandoned: deque[Request] = deque()
+        self._has_started = False
+        # Left to the thread, for this may run in the garbage collector, in any thread.
+        weakref.finalize(self, self._loop.inbox.put, None).atexit = False
+
+    @property
+    def _engine(self) -> Engine | None:
+        return self._loop.engine
 
     def open(self) -> Engine:
         """The engine, to prepare requests with.
@@ -86,76 +46,132 @@ class EngineService:
         Raises:
             ClosedError: it was closed.
         """
+        engine = self._engine
         self._refuse_closed()
-        return self._engine
+        if engine is None:  # the thread has ended by itself, which it never should
+            raise closed_error()
+        return engine
 
-    def submit(self, request: Request, config: GenerationConfig, arrival: Arrival) -> TokenStream:
-        """Serve a prepared request, from when its stream is first read."""
-        return TokenStream(request, self._chunks(request, config, arrival))
+    def submit(
+        self, submissions: Sequence[Submission], *, has_stream: bool = False
+    ) -> list[GenerationHandle]:
+        """Serve prepared requests from now on; they come to the engine together.
+
+        Args:
+            submissions: the requests.
+            has_stream: whether somebody reads chunks from the first token on; else from when a
+                stream is asked for.
+
+        Raises:
+            ClosedError: the service was closed.
+            QueueFullError: with them more requests would wait than may; none of them is served.
+            RequestError: in a logits processor of a request that this engine serves.
+        """
+        self.refuse_engine_thread()
+        self._refuse_too_many(len(submissions))
+        mailboxes = [Mailbox(one) for one in submissions]
+        if has_stream:
+            for mailbox in mailboxes:
+                mailbox.want_chunks()
+        handles = [GenerationHandle(mailbox, self) for mailbox in mailboxes]
+        self._send(mailboxes)
+        return handles
+
+    def call(self, task: Task) -> None:
+        """Have something done to the engine between two steps, before the next request begins.
+
+        Without requests it waits for one; after `close` nothing is done.
+        """
+        self._loop.inbox.put(task)
+
+    def result_of(self, task: Callable[[Engine], _T]) -> _T:
+        """Have something done to the engine between two steps, and wait for what comes of it.
+
+        Raises:
+            ClosedError: the service was closed before it was done.
+            RequestError: in a logits processor of a request that this engine serves.
+        """
+        self.refuse_engine_thread()
+        answer = _Answer(task)
+        self._send(answer)
+        while not answer.is_there.wait(_SLICE):
+            if self._loop.has_ended() and not answer.is_there.is_set():
+                raise closed_error()
+        return answer.result()
+
+    def drop(self, mailbox: Mailbox) -> None:
+        """Have the engine forget a request."""
+        self._loop.inbox.put((mailbox,))
 
     def close(self) -> None:
-        """Free the model; everything but another close() then raises ClosedError."""
-        self._refuse_driver()
+        """Free the model, when the step under way has ended; requests end with ClosedError.
+
+        May be called again, and from any thread.
+
+        Raises:
+            RequestError: in a logits processor of a request that this engine serves.
+        """
+        self.refuse_engine_thread()
         with self._lock:
             if not self._is_closed:
                 self._is_closed = True
-                self._engine.close()
-                del self._engine
+                if self._has_started:
+                    self._loop.inbox.put(None)
+                else:
+                    self._loop.close()
+        if self._has_started:
+            # A join that is interrupted takes the thread for ended (bpo-45274): not before it is.
+            wait_until(self._loop.has_ended, self._loop.waiters, None)
+            self._thread.join()
 
-    def _chunks(
-        self, request: Request, config: GenerationConfig, arrival: Arrival
-    ) -> Generator[StreamChunk, None, None]:
-        mailbox: deque[StreamChunk | OvgenError] = deque()
-        self._refuse_driver()
-        try:
-            with self._lock:
-                self._refuse_closed()
-                self._mailboxes[request.request_id] = mailbox
-                self._engine.add_request(request, config, arrival)
-            while True:
-                while not mailbox:
-                    self._step(request, mailbox)
-                chunk = mailbox.popleft()
-                if isinstance(chunk, OvgenError):
-                    raise chunk
-                yield chunk
-                if chunk.output is not None:
-                    return
-        finally:
-            # Taken up by the next step: this may run in the garbage collector, in any thread.
-            self._abandoned.append(request)
-
-    def _step(self, request: Request, mailbox: deque[StreamChunk | OvgenError]) -> None:
-        """Drive the engine by a step, unless another thread's step has filled the mailbox."""
-        self._refuse_driver()
+    def _send(self, message: Message) -> None:
         with self._lock:
             self._refuse_closed()
-            if mailbox:
-                return
-            if not self._engine.is_known(request):
-                raise OvgenError("the output was lost as another thread was interrupted; ask again")
-            self._driver = get_ident()
-            try:
-                while self._abandoned:
-                    self._drop(self._abandoned[0])
-                    self._abandoned.popleft()
-                for served, chunk in self._engine.step():
-                    self._mailboxes[served.request_id].append(chunk)
-            except BaseException:
-                self._engine.recover()
-                raise
-            finally:
-                self._driver = None
+            if not self._has_started:
+                self._thread.start()
+                self._has_started = True
+            self._loop.inbox.put(message)
 
-    def _refuse_driver(self) -> None:
+    def refuse_engine_thread(self) -> None:
         """A logits processor is called in a step: one that waits for another would wait forever."""
-        if self._driver == get_ident():
+        if current_thread() is self._thread:  # its ident may be another's, once it has ended
             raise RequestError("a logits processor must not use the LLM that it serves")
 
-    def _drop(self, request: Request) -> None:
-        self._engine.abort(request)
-        self._mailboxes.pop(request.request_id, None)
+    def _refuse_too_many(self, count: int) -> None:
+        """About as many as there are: others may come at the same time."""
+        engine, limit = self._engine, self._max_waiting_requests
+        if engine is None or limit is None:
+            return
+        num_waiting = self._loop.inbox.qsize() + engine.num_waiting
+        if num_waiting + count > limit:
+            raise QueueFullError(
+                f"{num_waiting} requests wait already and {limit} may (max_waiting_requests): try "
+                "again later"
+            )
 
     def _refuse_closed(self) -> None:
         if self._is_closed:
-            raise ClosedError("this LLM was closed; make a new one")
+            raise closed_error()
+
+
+class _Answer(Generic[_T]):
+    """A task whose result somebody waits for; its error is theirs, not the engine's."""
+
+    def __init__(self, task: Callable[[Engine], _T]) -> None:
+        self.is_there = Event()
+        self._task = task
+        self._results: list[_T] = []
+        self._error: BaseException | None = None
+
+    def __call__(self, engine: Engine) -> None:
+        try:
+            self._results.append(self._task(engine))
+        except BaseException as exc:
+            self._error = exc
+        finally:
+            self.is_there.set()
+
+    def result(self) -> _T:
+        if self._error is not None:
+            raise self._error
+        return self._results[0]

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ import openvino as ov
 from ovgen.engine_config import EngineConfig
 
 _VERSION = 1  # of the file's layout and of the graph passes
+_MAX_AGE = 60 * 24 * 3600.0  # seconds since the last use
 _HEADER_SIZE = 4096  # a page, so that the blob behind it can be mapped
 
 
@@ -56,6 +58,8 @@ class CompiledCache:
             blob = np.asarray(np.memmap(path, np.uint8, "c", offset=_HEADER_SIZE))
             tensor = ov.Tensor(blob, shared_memory=True)
             compiled = core.import_model(tensor, config.device, header["properties"])
+            with contextlib.suppress(OSError):
+                os.utime(path)  # used today
             return CachedModel(compiled, blob)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError):
             return None
@@ -80,10 +84,17 @@ class CompiledCache:
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._write(path, header.encode().ljust(_HEADER_SIZE), blob)
-            prefix, content = path.name.split("-")[:2]
-            for old in self._folder.glob(f"{prefix}-*"):
-                if old.name.split("-")[1] != content:
-                    old.unlink()
+            self._prune(path)
+
+    def _prune(self, path: Path) -> None:
+        """Drop the blobs of the IR's earlier content, and what was not used for a long time: of
+        models that are gone, or of another OpenVINO."""
+        prefix, content = path.name.split("-")[:2]
+        oldest = time.time() - _MAX_AGE
+        for other in self._folder.glob("*.blob"):
+            parts = other.name.split("-")
+            if (parts[0] == prefix and parts[1] != content) or other.stat().st_mtime < oldest:
+                other.unlink()
 
     def _write(self, path: Path, header: bytes, blob: memoryview) -> None:
         # Named before it is made: an interrupt in between must not leave it behind.

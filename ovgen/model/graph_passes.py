@@ -8,6 +8,10 @@ from collections import Counter
 import numpy as np
 import openvino as ov
 from openvino import opset15 as op
+from openvino._offline_transformations import paged_attention_transformation
+
+from ovgen.errors import UnsupportedModelError
+from ovgen.model.device_errors import first_line
 
 SAMPLED_TOKENS = "sampled_tokens_indices"
 
@@ -16,11 +20,32 @@ _ELEMENTWISE = frozenset({"Add", "Subtract", "Multiply", "Divide", "Tanh", "Conv
 _INTEGER_WEIGHTS = (ov.Type.i4, ov.Type.u4, ov.Type.i8, ov.Type.u8)
 
 
-def gather_sampled_tokens(model: ov.Model) -> bool:
+def page_attention(model: ov.Model) -> None:
+    """Replace the KV cache's states by blocks that come as inputs, and the batch by ragged rows.
+
+    Logits become [tokens, 1, vocab].
+
+    Raises:
+        UnsupportedModelError: the transformation does not know the graph's attention.
+    """
+    try:
+        paged_attention_transformation(model)
+    except RuntimeError as exc:
+        raise UnsupportedModelError(
+            f"the graph's attention cannot be paged: {first_line(exc)}"
+        ) from exc
+
+
+def gather_sampled_tokens(model: ov.Model, axis: int = 1) -> bool:
     """Compute logits only where they are wanted: a long prompt needs those of its last token.
 
     Adds the input ``sampled_tokens_indices`` [num] int64, positions in the step's tokens, and
-    gathers the hidden states by it before the head: logits become [batch, num, vocab].
+    gathers the hidden states by it before the head: logits become [batch, num, vocab], or with
+    paged attention [num, 1, vocab].
+
+    Args:
+        model: changed in place.
+        axis: of the tokens; 0 with paged attention.
 
     Returns:
         False where the head was not found; the graph is then as it was.
@@ -31,7 +56,7 @@ def gather_sampled_tokens(model: ov.Model) -> bool:
     hidden = head.input_value(0)
     indices = op.parameter([-1], ov.Type.i64, name=SAMPLED_TOKENS)
     indices.output(0).set_names({SAMPLED_TOKENS})
-    gathered = op.gather(hidden, indices, op.constant(np.int64(1)))
+    gathered = op.gather(hidden, indices, op.constant(np.int64(axis)))
     head.input(0).replace_source_output(gathered.output(0))
     model.add_parameters([indices])
     model.validate_nodes_and_infer_types()

@@ -37,6 +37,12 @@ class InputTensors:
         array[...] = values
         self._values[name] = values
 
+    def share(self, name: str, array: npt.NDArray[Any]) -> None:
+        """Let an input be an array of the caller's, who may go on to write to it."""
+        if self._arrays.get(name) is not array:
+            self._arrays[name] = array
+            self._open_request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+
     def close(self) -> None:
         """Let go of the request, and of all memory."""
         self._request = self._mask = None

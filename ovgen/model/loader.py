@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from ovgen.engine_config import EngineConfig
 from ovgen.errors import ConfigError, DeviceError, ModelFormatError, ModelNotFoundError
 from ovgen.generation_file import read_json
 from ovgen.model.compiled_cache import CompiledCache
-from ovgen.model.graph_passes import gather_sampled_tokens, weight_group
+from ovgen.model.cpu import has_amx
+from ovgen.model.device_errors import first_line
+from ovgen.model.graph_passes import gather_sampled_tokens, page_attention, weight_group
+from ovgen.model.profile import with_profile
 
 MODEL_NAME = "openvino_model.xml"
 
@@ -55,13 +58,24 @@ class LoadedModel:
     vocab_size: int
 
 
-def load_model(folder: Path, config: EngineConfig, cache: CompiledCache | None) -> LoadedModel:
+def load_model(
+    folder: Path, config: EngineConfig, cache: CompiledCache | None, *, is_paged: bool = False
+) -> LoadedModel:
     """Compile the IR of a folder, or take it from the cache of compiled models.
 
+    Args:
+        folder: with the IR.
+        config: of the engine.
+        cache: of compiled models; one with PagedAttention is never in it, for OpenVINO does not
+            export all of it.
+        is_paged: whether to page its attention.
+
     Raises:
+        UnsupportedModelError: its attention cannot be paged.
         ModelNotFoundError, ModelFormatError: the folder's files.
         DeviceError: an unknown device, or properties that it refuses.
-        ConfigError: properties that contradict ``precision="exact"``.
+        ConfigError: properties that contradict ``precision="exact"``, or a profile that is not
+            there.
     """
     xml = folder / MODEL_NAME
     for path in (xml, xml.with_suffix(".bin")):
@@ -70,10 +84,16 @@ def load_model(folder: Path, config: EngineConfig, cache: CompiledCache | None) 
     context_length = _context_length(folder)
     _check_device(_CORE, config.device)
     _refuse_contradictions(config)
+    config = with_profile(_CORE, folder, with_kv_precision(config))
+    if "CACHE_DIR" in config.properties:
+        cache = None  # the caller's own way to keep compiled models, or none at all
+    cache = None if is_paged else cache
     compiled, blob = (cache.load(_CORE, xml, config) if cache else None) or (None, None)
     if compiled is None:
         model = _read(_CORE, xml)
-        gather_sampled_tokens(model)
+        if is_paged:
+            page_attention(model)
+        gather_sampled_tokens(model, axis=0 if is_paged else 1)
         properties = _properties(_CORE, config, weight_group(model))
         compiled = _compile(_CORE, model, xml, config, properties)
         if cache:
@@ -116,7 +136,7 @@ def _properties(core: ov.Core, config: EngineConfig, group: int | None) -> dict[
         supported = core.get_property(config.device, "SUPPORTED_PROPERTIES")
         exact = {key: value for key, value in _EXACT.items() if key in supported}
         return {**exact, **config.properties}
-    if not _prefers_f32(config):
+    if not _prefers_f32(core, config):
         return dict(config.properties)
     # A quantization group larger than the weights' own would switch it off.
     group = min(group or _DYNAMIC_GROUP, _DYNAMIC_GROUP)
@@ -127,11 +147,22 @@ def _properties(core: ov.Core, config: EngineConfig, group: int | None) -> dict[
     }
 
 
-def _prefers_f32(config: EngineConfig) -> bool:
-    """On x86, where bfloat16 logits would tie and dynamic quantization makes up for the speed."""
+def with_kv_precision(config: EngineConfig) -> EngineConfig:
+    """The config with its KV cache's precision as OpenVINO's property."""
+    if config.kv_cache_precision is None:
+        return config
+    properties = {**config.properties, "KV_CACHE_PRECISION": config.kv_cache_precision}
+    return replace(config, properties=properties, kv_cache_precision=None)
+
+
+def _prefers_f32(core: ov.Core, config: EngineConfig) -> bool:
+    """On x86, where bfloat16 logits would tie and dynamic quantization makes up for the speed.
+
+    Not where matrix units (AMX) compute bfloat16 much faster.
+    """
     if config.device != "CPU" or platform.machine() not in ("x86_64", "AMD64"):
         return False
-    return "INFERENCE_PRECISION_HINT" not in config.properties
+    return "INFERENCE_PRECISION_HINT" not in config.properties and not has_amx(core)
 
 
 def _check_device(core: ov.Core, device: str) -> None:
@@ -158,10 +189,3 @@ def _checked_length(path: Path, key: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ModelFormatError(f"{path}: {key} must be a whole number above 0, not {value!r}")
     return value
-
-
-def first_line(exc: BaseException) -> str:
-    """The line of an OpenVINO error that says what is wrong: the last but for empty ones."""
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return (told or lines or ["unknown error"])[-1]

@@ -7,21 +7,19 @@ PagedAttention, and for a single request from a cached compilation.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence as Tokens
-from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
 from ovgen.engine.batch import ScheduledBatch, ScheduledSequence
-from ovgen.errors import DeviceError, UnsupportedModelError
+from ovgen.errors import UnsupportedModelError
+from ovgen.model.device_errors import device_error
 from ovgen.model.graph_passes import SAMPLED_TOKENS
+from ovgen.model.inference import Inference
 from ovgen.model.input_tensors import InputTensors, Values
-from ovgen.model.loader import first_line
 
-_SLICE_MS = 50
 _CACHE_POSITION = "cache_position"
 _KNOWN_INPUTS = {
     "input_ids",
@@ -49,6 +47,8 @@ class StatefulRunner:
     """
 
     max_running_requests = 1
+    num_blocks = block_size = 0  # the graph keeps the KV cache
+    block_store = None
 
     def __init__(self, compiled: ov.CompiledModel, blob: object = None) -> None:
         self._inputs = {port.get_any_name() for port in compiled.inputs}
@@ -57,11 +57,12 @@ class StatefulRunner:
                 f"the graph's inputs are {sorted(self._inputs)}; a text decoder has input_ids "
                 f"and may have {sorted(_KNOWN_INPUTS - {'input_ids', SAMPLED_TOKENS})}"
             )
-        self._request: ov.InferRequest | None = compiled.create_infer_request()
-        self._tensors = InputTensors(self._request)
+        request = compiled.create_infer_request()
+        self._inference = Inference(request)
+        self._tensors = InputTensors(request)
         self._blob = blob
         is_recurrent = _CACHE_POSITION in self._inputs
-        self._conv_kernel = _conv_kernel(self._request) if is_recurrent else None
+        self._conv_kernel = _conv_kernel(request) if is_recurrent else None
         self._batch: ScheduledBatch | None = None
         self._request_id: int | None = None
         self._layout: tuple[ScheduledBatch, list[int]] | None = None  # the last batch, its paddings
@@ -80,36 +81,30 @@ class StatefulRunner:
 
     def start(self, batch: ScheduledBatch) -> None:
         """Begin to compute a batch: rows of one request, each with as many new tokens."""
-        request = self._infer_request
         if self._batch is not None:  # of a step that broke off
-            self._let_end()
+            self.reset()
+            self._inference.let_end()
+            self._batch = None
         request_id = batch.scheduled[0].request.request_id
         try:
             if request_id != self._request_id or not self._rows:
-                request.reset_state()
+                self._inference.request.reset_state()
                 self._request_id, self._rows, self._num_columns = request_id, {}, 0
                 self._layout = None
             self._set_inputs(batch)
-            self._batch = batch
-            request.start_async()
         except RuntimeError as exc:
-            raise _device_error(exc) from exc
+            raise device_error(exc) from exc
+        self._batch = batch
+        self._inference.start()
 
     def wait(self, timeout: float) -> npt.NDArray[np.float32] | None:
         """The logits [num_logits, vocab] of the batch begun, valid until the next `start`; None
         where they are not there after ``timeout`` seconds."""
         assert self._batch is not None, "a batch was begun"
-        request = self._infer_request
-        try:
-            # Never for long: Python handles a signal only between two calls.
-            if not request.wait_for(math.ceil(timeout * 1000)):
-                return None
-        except RuntimeError as exc:
-            raise _device_error(exc) from exc
+        logits = self._inference.wait(timeout)  # [rows, tokens, vocab]
+        if logits is None:
+            return None
         batch, self._batch = self._batch, None
-        logits: npt.NDArray[np.float32] = request.get_output_tensor(0).data  # [rows, tokens, vocab]
-        if logits.dtype != np.float32:
-            logits = logits.astype(np.float32)
         counts = {item.num_logits for item in batch.scheduled}
         if len(counts) == 1:
             return logits[:, logits.shape[1] - counts.pop() :].reshape(-1, logits.shape[2])
@@ -117,31 +112,16 @@ class StatefulRunner:
         return np.concatenate([row[len(row) - item.num_logits :] for row, item in rows])
 
     def reset(self) -> None:
-        """Forget everything computed; a batch under way is waited for when the next begins.
-
-        It is not cancelled: that leaves OpenVINO's CPU graph with shapes of two steps.
-        """
+        """Forget everything computed; a batch under way is waited for when the next begins."""
         self._request_id = self._layout = None
         self._rows = {}
 
     def close(self) -> None:
         """Let go of the infer request, and with it of the KV cache."""
-        self._let_end()
-        self._request = self._blob = None
-        self._tensors.close()
-
-    def _let_end(self) -> None:
         self.reset()
-        if self._request is not None and self._batch is not None:
-            with suppress(RuntimeError):  # it broke off, and wait() has told so
-                while not self._request.wait_for(_SLICE_MS):
-                    pass
-        self._batch = None
-
-    @property
-    def _infer_request(self) -> ov.InferRequest:
-        assert self._request is not None, "the runner is open"
-        return self._request
+        self._inference.close()
+        self._batch = self._blob = None
+        self._tensors.close()
 
     def _set_inputs(self, batch: ScheduledBatch) -> None:
         """Write the inputs of a batch; from here on the rows are those of the batch."""
@@ -217,7 +197,7 @@ class StatefulRunner:
 
     def _reorder_states(self, sources: list[int]) -> None:
         """What beam_idx does, for a graph without it: at the cost of copying the whole cache."""
-        for state in self._infer_request.query_state():
+        for state in self._inference.request.query_state():
             state.state = ov.Tensor(state.state.data[sources])
 
 
@@ -233,7 +213,3 @@ def _conv_kernel(request: ov.InferRequest) -> int:
         if ".conv." in state.name:
             return int(state.state.shape[-1])
     raise UnsupportedModelError("the graph has a cache_position, but no states of convolutions")
-
-
-def _device_error(exc: RuntimeError) -> DeviceError:
-    return DeviceError(f"the device failed to compute a step: {first_line(exc)}")

@@ -72,7 +72,7 @@ def test_module_and_script_are_the_same_command(process):
     assert script.load() is main
 
 
-@pytest.mark.parametrize("command", ["run", "pull", "list", "export"])
+@pytest.mark.parametrize("command", ["run", "pull", "list", "export", "tune"])
 def test_help_has_an_example_and_defaults(cli, command):
     text = cli(command, "--help").text()
     assert f"example: ovgen {command}" in text
@@ -100,6 +100,14 @@ def test_weights_are_those_of_the_exporter():
         ["export", "m", "d", "--weights", "q4"],
         ["pull"],
         ["list", "model"],
+        ["tune"],
+        ["tune", "m", "--for", "speed"],
+        ["tune", "m", "--max-kl", "0"],
+        ["tune", "m", "--max-kl", "nan"],
+        ["tune", "m", "--rounds", "0"],
+        ["tune", "m", "--show", "--reset"],
+        ["tune", "m", "--show", "--rounds", "3"],
+        ["tune", "m", "--reset", "--for", "latency"],
     ],
 )
 def test_wrong_usage(cli, arguments):

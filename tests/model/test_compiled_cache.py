@@ -103,6 +103,20 @@ def test_models_do_not_drop_each_others_entries(folder: Path, cache: CompiledCac
     assert is_hit(other, cache)
 
 
+def test_what_was_long_unused_goes_when_another_is_stored(
+    folder: Path, cache: CompiledCache, tmp_path: Path
+):
+    is_hit(folder, cache)
+    is_hit(folder, cache, precision="exact")
+    for file in files(tmp_path):
+        os.utime(file, (0, 0))
+    [kept] = [file for file in files(tmp_path) if is_hit(folder, cache) and file.stat().st_mtime]
+    other = Path(shutil.copytree(LLAMA, tmp_path / "other"))
+    assert not is_hit(other, cache)
+    assert kept in files(tmp_path)
+    assert len(files(tmp_path)) == 2
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -12,7 +12,8 @@ import pytest
 from ovgen.engine_config import EngineConfig
 from ovgen.errors import ConfigError, DeviceError, ModelFormatError, ModelNotFoundError
 from ovgen.model import loader
-from ovgen.model.loader import first_line, load_model
+from ovgen.model.device_errors import first_line
+from ovgen.model.loader import load_model
 
 LLAMA = Path(__file__).parents[1] / "fixtures" / "tiny" / "llama"
 
@@ -49,17 +50,32 @@ def test_exact_is_float32_throughout():
     assert properties_of(load(LLAMA, precision="exact").compiled) == (ov.Type.f32, ov.Type.f32, 0)
 
 
-def test_default_on_x86(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def plain_x86(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a CPU without AMX."""
     monkeypatch.setattr(loader.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(loader, "has_amx", lambda core: False)
+
+
+@pytest.mark.usefixtures("plain_x86")
+def test_default_on_x86():
     precision, _, group = properties_of(load(LLAMA).compiled)
     assert (precision, group) == (ov.Type.f32, 64)
 
 
+@pytest.mark.usefixtures("plain_x86")
+def test_with_amx_the_default_is_the_devices_own(monkeypatch: pytest.MonkeyPatch):
+    """Which is bfloat16."""
+    monkeypatch.setattr(loader, "has_amx", lambda core: True)
+    plain = ov.Core().compile_model(LLAMA / "openvino_model.xml", "CPU")
+    assert properties_of(load(LLAMA).compiled) == properties_of(plain)
+
+
+@pytest.mark.usefixtures("plain_x86")
 @pytest.mark.parametrize(("weights", "group"), [(None, 64), (32, 32), (64, 64), (128, 64)])
 def test_the_quantization_group_does_not_exceed_the_weights(
     monkeypatch: pytest.MonkeyPatch, weights: int | None, group: int
 ):
-    monkeypatch.setattr(loader.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(loader, "weight_group", lambda model: weights)
     assert properties_of(load(LLAMA).compiled)[2] == group
 
@@ -75,6 +91,15 @@ def test_the_callers_properties_win():
     compiled = load(LLAMA, properties=properties).compiled
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
     assert compiled.get_property("KV_CACHE_PRECISION") == ov.Type.f16
+
+
+def test_a_cache_of_the_callers_own_is_the_only_one(tmp_path: Path):
+    cache = loader.CompiledCache(tmp_path)
+    for properties in ({"CACHE_DIR": ""}, {"CACHE_DIR": str(tmp_path / "own")}):
+        for _ in range(2):
+            loaded = load_model(LLAMA, EngineConfig(properties=properties), cache)
+            assert loaded.blob is None
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
 def test_exact_and_a_property_that_contradicts_it():

@@ -253,7 +253,7 @@ threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
     next(stream)
 except KeyboardInterrupt:
-    is_done = llm._service._engine._runner._request.wait_for(0)
+    is_done = llm._service._engine._runner._inference.request.wait_for(0)
     print("after" if is_done else "during", "the step", flush=True)
 os._exit(0)
 """

@@ -1,0 +1,180 @@
+"""Which blocks of the KV cache belong to which sequence, and what is known to be in them.
+
+Blocks are numbers here; their tensors are the runner's. A block that nobody uses any more keeps its
+content until it is needed for something else, so that the next prompt with the same beginning finds
+it (Kwon et al., "PagedAttention", 2023; the prefix cache by chained hashes is vLLM's).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from hashlib import blake2b
+
+from ovgen.engine.sequence import Sequence
+
+BlockCopy = tuple[int, int]  # from, to
+
+_DIGEST_SIZE = 16
+
+
+class BlockManager:
+    """Hands out the blocks of one KV cache.
+
+    A sequence's ``block_table`` is written here and nowhere else. Blocks are shared by counting
+    their users; one that is shared is never written to, but copied first.
+
+    Args:
+        num_blocks: blocks in the cache.
+        block_size: tokens in a block.
+        has_prefix_cache: whether blocks are found again by what is in them.
+        fingerprint: of the model and its adapters: what else the content depends on.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        has_prefix_cache: bool = True,
+        fingerprint: bytes = b"",
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._has_prefix_cache = has_prefix_cache
+        self._fingerprint = fingerprint
+        self._ref_counts: list[int]
+        # Blocks without users, the next to be taken first: those without content that were used
+        # before, for their memory is there; then those never used; then the longest unused.
+        self._free: OrderedDict[int, None]
+        self._digests: list[bytes | None]  # by block: of its content
+        self._cached: dict[bytes, int] = {}  # the block with a content
+        self._chains: dict[int, list[bytes]] = {}  # by seq_id: digests of its full blocks
+        self.reset()
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that can be had, those of the prefix cache included."""
+        return len(self._free)
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        """Blocks that so many tokens take."""
+        return -(-num_tokens // self.block_size)
+
+    def match(self, sequence: Sequence, limit: int, salt: bytes = b"") -> int:
+        """Give a sequence without blocks those that hold the beginning of its tokens.
+
+        Args:
+            sequence: nothing of which is computed.
+            limit: most tokens to take over.
+            salt: sequences share blocks only with those of the same.
+
+        Returns:
+            How many tokens are in the cache, a multiple of the block size.
+        """
+        assert not sequence.block_table, "nothing of it is computed"
+        root = blake2b(salt, digest_size=_DIGEST_SIZE, key=self._fingerprint, person=b"root")
+        self._chains[sequence.seq_id] = chain = [root.digest()]
+        if not self._has_prefix_cache:
+            return 0
+        for place in range(limit // self.block_size):
+            digest = self._digest(sequence, place, chain[-1])
+            block = self._cached.get(digest)
+            if block is None:
+                break
+            chain.append(digest)
+            self._take(block)
+            sequence.block_table.append(block)
+        return len(sequence.block_table) * self.block_size
+
+    def reserve(self, sequence: Sequence, num_tokens: int) -> list[BlockCopy] | None:
+        """Have blocks for ``num_tokens`` more than are computed, none of them another's too.
+
+        Returns:
+            Blocks to copy before they are written to, or None where too few are free.
+        """
+        table = sequence.block_table
+        first = sequence.num_computed_tokens // self.block_size
+        is_shared = first < len(table) and self._ref_counts[table[first]] > 1
+        wanted = self.num_blocks_for(sequence.num_computed_tokens + num_tokens) - len(table)
+        if max(0, wanted) + is_shared > len(self._free):
+            return None
+        copies = []
+        if is_shared:
+            copies.append((table[first], self._new()))
+            self._release(table[first])
+            table[first] = copies[0][1]
+        for _ in range(wanted):
+            table.append(self._new())
+        return copies
+
+    def commit(self, sequence: Sequence) -> None:
+        """Let others find the blocks that a step has filled."""
+        num_full = sequence.num_computed_tokens // self.block_size
+        chain = self._chains.get(sequence.seq_id)
+        if chain is None or not self._has_prefix_cache:
+            return
+        for place in range(len(chain) - 1, num_full):
+            digest = self._digest(sequence, place, chain[-1])
+            chain.append(digest)
+            block = sequence.block_table[place]
+            if digest not in self._cached and self._digests[block] is None:
+                self._cached[digest] = block
+                self._digests[block] = digest
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """Let a sequence share what is computed of another."""
+        num_used = self.num_blocks_for(parent.num_computed_tokens)
+        child.block_table = parent.block_table[:num_used]
+        for block in child.block_table:
+            self._ref_counts[block] += 1
+        if parent.seq_id in self._chains:
+            self._chains[child.seq_id] = self._chains[parent.seq_id].copy()
+
+    def free(self, sequence: Sequence) -> None:
+        """Take a sequence's blocks back."""
+        # The last ones first, for a beginning is of use without its end; and in place, for a copy of
+        # the sequence has the same table.
+        while sequence.block_table:
+            self._release(sequence.block_table.pop())
+        self._chains.pop(sequence.seq_id, None)
+
+    def reset(self) -> None:
+        """Take all blocks back and forget what is in them; the tables are the caller's to empty."""
+        self._ref_counts = [0] * self.num_blocks
+        self._free = OrderedDict.fromkeys(range(self.num_blocks))
+        self._digests = [None] * self.num_blocks
+        self._cached.clear()
+        self._chains.clear()
+
+    def _digest(self, sequence: Sequence, place: int, before: bytes) -> bytes:
+        start = place * self.block_size
+        tokens = array("q", sequence.token_ids(start, start + self.block_size))
+        content = blake2b(tokens.tobytes(), digest_size=_DIGEST_SIZE, key=self._fingerprint)
+        content.update(before)
+        return content.digest()
+
+    def _new(self) -> int:
+        """A block of one's own, with anything in it."""
+        block, _ = self._free.popitem(last=False)
+        self._forget(block)
+        self._ref_counts[block] = 1
+        return block
+
+    def _take(self, block: int) -> None:
+        if self._ref_counts[block] == 0:
+            del self._free[block]
+        self._ref_counts[block] += 1
+
+    def _release(self, block: int) -> None:
+        self._ref_counts[block] -= 1
+        if self._ref_counts[block] == 0:
+            self._free[block] = None
+            if self._digests[block] is None:
+                self._free.move_to_end(block, last=False)
+
+    def _forget(self, block: int) -> None:
+        digest = self._digests[block]
+        if digest is not None:
+            del self._cached[digest]
+            self._digests[block] = None

@@ -1,0 +1,185 @@
+"""Runs a graph with PagedAttention: many requests at once, their KV cache in shared blocks."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from ovgen.engine.batch import ScheduledBatch
+from ovgen.errors import UnsupportedModelError
+from ovgen.model.block_store import BlockStore
+from ovgen.model.device_errors import device_error
+from ovgen.model.graph_passes import SAMPLED_TOKENS
+from ovgen.model.inference import Inference
+from ovgen.model.input_tensors import InputTensors
+from ovgen.model.kv_cache import KVCache, block_size, is_cache_input
+
+_INPUTS = {
+    "input_ids",
+    "position_ids",
+    "past_lens",
+    "subsequence_begins",
+    "block_indices",
+    "block_indices_begins",
+    "max_context_len",
+}
+_MIN_TABLE = 8  # blocks
+
+
+class PagedRunner:
+    """Implements the engine's ModelRunner over one infer request and one KV cache.
+
+    Args:
+        compiled: a decoder after the PagedAttention transformation; its first output are the
+            logits, [num_sampled, 1, vocab] where it has the input ``sampled_tokens_indices``, else
+            [tokens, 1, vocab].
+        num_blocks: blocks of the KV cache.
+        max_running_requests: requests that share a step at most.
+
+    Raises:
+        UnsupportedModelError: the graph has an input that is not known.
+    """
+
+    has_padding = True
+    max_batch_tokens = None
+
+    def __init__(
+        self, compiled: ov.CompiledModel, *, num_blocks: int, max_running_requests: int
+    ) -> None:
+        names = {port.get_any_name() for port in compiled.inputs}
+        self._inputs = {name for name in names if not is_cache_input(name)}
+        unknown = self._inputs - _INPUTS - {SAMPLED_TOKENS}
+        if unknown or "block_indices" not in names:
+            raise UnsupportedModelError(
+                f"the graph's inputs are {sorted(self._inputs)}; with PagedAttention they are "
+                f"{sorted(_INPUTS)}"
+            )
+        self.num_blocks = num_blocks
+        self.block_size = block_size(compiled)
+        self.max_running_requests = max_running_requests
+        request = compiled.create_infer_request()
+        self._inference = Inference(request)
+        self._tensors = InputTensors(request)
+        self.kv_cache = KVCache(compiled, request, num_blocks)
+        self.block_store = BlockStore(compiled, self.kv_cache, self._inference)
+        self._batch: ScheduledBatch | None = None
+        self._tables = _BlockTables()
+
+    def start(self, batch: ScheduledBatch) -> None:
+        """Begin to compute a batch: any rows of any requests, each with its next tokens."""
+        self._inference.let_end()  # a step that broke off
+        self.kv_cache.copy(batch.block_copies)
+        try:
+            self._set_inputs(batch)
+        except RuntimeError as exc:
+            raise device_error(exc) from exc
+        self._batch = batch
+        self._inference.start()
+
+    def wait(self, timeout: float) -> npt.NDArray[np.float32] | None:
+        """The logits [num_logits, vocab] of the batch begun, valid until the next `start`; None
+        where they are not there after ``timeout`` seconds."""
+        assert self._batch is not None, "a batch was begun"
+        logits = self._inference.wait(timeout)
+        if logits is None:
+            return None
+        batch, self._batch = self._batch, None
+        logits = logits.reshape(-1, logits.shape[-1])
+        if SAMPLED_TOKENS not in self._inputs:
+            return logits[_sampled_tokens(batch)]
+        return logits[: batch.num_logits]
+
+    def reset(self) -> None:
+        """A batch under way is waited for when the next begins; the blocks are the engine's."""
+
+    def close(self) -> None:
+        """Let go of the infer request and of the KV cache."""
+        self._inference.close()
+        self._tensors.close()
+        self.kv_cache.close()
+        self._batch = None
+
+    def _set_inputs(self, batch: ScheduledBatch) -> None:
+        rows, tensors = batch.scheduled, self._tensors
+        past = [item.sequence.num_computed_tokens for item in rows]
+        if batch.is_decoding:
+            ids = [item.sequence.token_ids(n, n + 1)[0] for item, n in zip(rows, past, strict=True)]
+            positions = past
+            longest = max(past) + 1
+        else:
+            counts = [item.num_scheduled_tokens for item in rows]
+            spans = [(n, n + count) for n, count in zip(past, counts, strict=True)]
+            tokens = (row.sequence.token_ids(*span) for row, span in zip(rows, spans, strict=True))
+            ids = list(chain.from_iterable(tokens))
+            positions = list(chain.from_iterable(range(*span) for span in spans))
+            longest = max(stop for _, stop in spans)
+        tensors.set("input_ids", (len(ids),), ids)
+        tensors.set("position_ids", (len(ids),), positions)
+        tensors.set("past_lens", (len(rows),), past, np.int32)
+        tensors.set("max_context_len", (), longest, np.int32)
+        begins, table, table_begins = self._tables.update(batch)
+        tensors.set("subsequence_begins", (len(begins),), begins, np.int32)
+        tensors.share("block_indices", table)
+        tensors.share("block_indices_begins", table_begins)
+        if SAMPLED_TOKENS in self._inputs:
+            # One at least, for a graph without any is not run.
+            sampled = self._tables.sampled_tokens or [0]
+            tensors.set(SAMPLED_TOKENS, (len(sampled),), sampled)
+
+
+class _BlockTables:
+    """What a batch's inputs say of its rows, kept while the same batch is computed again.
+
+    The tables of all rows lie behind each other, each with room to grow: a step in which nothing
+    but tokens changes writes only the blocks that are new.
+    """
+
+    def __init__(self) -> None:
+        self._batch: ScheduledBatch | None = None
+        self._begins: list[int] = []
+        self.sampled_tokens: list[int] = []
+        self._num_known: list[int] = []  # blocks of each row that are written
+        self._room = 0  # blocks of a row
+        self._table = np.empty(0, np.int32)  # [rows * room]
+        self._table_begins = np.empty(0, np.int32)  # [rows + 1]
+
+    def update(
+        self, batch: ScheduledBatch
+    ) -> tuple[list[int], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """The rows' begins among the tokens, all block tables, and the rows' begins in those."""
+        lengths = [len(item.sequence.block_table) for item in batch.scheduled]
+        if batch is not self._batch or max(lengths) > self._room:
+            self._lay_out(batch, max(lengths))
+        elif lengths == self._num_known:
+            return self._begins, self._table, self._table_begins
+        rows = self._table.reshape(len(lengths), self._room)
+        for place, item in enumerate(batch.scheduled):
+            known, length = self._num_known[place], lengths[place]
+            if known < length:
+                rows[place, known:length] = item.sequence.block_table[known:]
+        self._num_known = lengths
+        return self._begins, self._table, self._table_begins
+
+    def _lay_out(self, batch: ScheduledBatch, longest: int) -> None:
+        self._batch = batch
+        self._begins = [0]
+        for item in batch.scheduled:
+            self._begins.append(self._begins[-1] + item.num_scheduled_tokens)
+        self.sampled_tokens = _sampled_tokens(batch)
+        self._room = max(_MIN_TABLE, longest + longest // 8)
+        self._num_known = [0] * len(batch.scheduled)
+        self._table = np.zeros(len(batch.scheduled) * self._room, np.int32)
+        self._table_begins = np.arange(len(batch.scheduled) + 1, dtype=np.int32) * self._room
+
+
+def _sampled_tokens(batch: ScheduledBatch) -> list[int]:
+    """Places, among the tokens of a batch, of those whose logits are wanted."""
+    places: list[int] = []
+    stop = 0
+    for item in batch.scheduled:
+        stop += item.num_scheduled_tokens
+        places += range(stop - item.num_logits, stop)
+    return places
