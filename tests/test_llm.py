@@ -296,6 +296,21 @@ def test_an_interrupt_stops_the_request_and_no_other(llm: LLM, call: str):
     assert time.perf_counter() - began < 1.9  # not after 200 tokens
 
 
+def test_an_error_of_one_prompt_stops_the_others(llm: LLM):
+    def fail_first(token_ids, logits):
+        if token_ids[0] == PROMPT[0]:
+            raise ZeroDivisionError
+        return slow(token_ids, logits)
+
+    prompts = [PROMPT, [7] * 5, [8] * 5]
+    began = time.perf_counter()
+    with pytest.raises(RequestError, match="ZeroDivisionError") as caught:
+        llm.generate(prompts, max_new_tokens=200, logits_processors=[fail_first])
+    eventually(lambda: is_empty(llm))
+    assert time.perf_counter() - began < 1.5
+    assert caught.value  # which has kept the frames with the others' handles
+
+
 def test_a_device_error_leaves_the_llm_usable(llm: LLM, monkeypatch: pytest.MonkeyPatch):
     wait = ov.InferRequest.wait_for
 

@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -37,15 +38,17 @@ def test_the_first_command_answers(smollm2_gguf: Path, ovgen_home: Path, downloa
 
 
 @pytest.mark.model
-def test_the_example_prints_what_it_says(
-    smollm2_gguf: Path, ovgen_home: Path, downloads: Path
+@pytest.mark.parametrize(
+    ("example", "printed"), zip(blocks("python"), blocks("text"), strict=True), ids=count()
+)
+def test_the_examples_print_what_they_say(
+    example: str, printed: str, smollm2_gguf: Path, ovgen_home: Path, downloads: Path
 ) -> None:
-    (example,) = blocks("python")
     assert len(example.splitlines()) == 6
     (ovgen_home / "sources").symlink_to(downloads / "sources")
     command = [sys.executable, "-c", example]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert [done.stdout] == blocks("text")
+    assert done.stdout == printed
 
 
 def test_the_layout_names_what_there_is() -> None:

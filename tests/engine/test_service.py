@@ -805,6 +805,23 @@ def test_close_does_not_wait_for_a_device_that_never_answers():
         handle.result()
 
 
+def test_close_begins_no_further_step():
+    class Closing(FakeRunner):
+        def wait(self, timeout):
+            closing.start()
+            eventually(lambda: not service._loop.inbox.empty())
+            return super().wait(timeout)
+
+    runner = Closing()
+    service = make_service(runner)
+    closing = threading.Thread(target=service.close)
+    handle = submit(service)
+    with pytest.raises(ClosedError):
+        handle.result()
+    closing.join()
+    assert runner.num_starts == 1
+
+
 def test_close_from_many_threads():
     runner = FakeRunner(max_running_requests=4)
     service = make_service(runner)
