@@ -7,7 +7,6 @@ import re
 import runpy
 import subprocess
 import sys
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -39,7 +38,9 @@ def test_the_first_command_answers(smollm2_gguf: Path, ovgen_home: Path, downloa
 
 @pytest.mark.model
 @pytest.mark.parametrize(
-    ("example", "printed"), zip(blocks("python"), blocks("text"), strict=True), ids=count()
+    ("example", "printed"),
+    [*zip(blocks("python"), blocks("text"), strict=True)],
+    ids=("one", "many"),
 )
 def test_the_examples_print_what_they_say(
     example: str, printed: str, smollm2_gguf: Path, ovgen_home: Path, downloads: Path
