@@ -133,8 +133,8 @@ class BlockManager:
 
     def free(self, sequence: Sequence) -> None:
         """Take a sequence's blocks back."""
-        # The last ones first, for a beginning is of use without its end; and in place, for a copy of
-        # the sequence has the same table.
+        # The last ones first, for a beginning is of use without its end; and in place, for a copy
+        # of the sequence has the same table.
         while sequence.block_table:
             self._release(sequence.block_table.pop())
         self._chains.pop(sequence.seq_id, None)

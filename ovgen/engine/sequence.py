@@ -63,6 +63,12 @@ class Sequence:
         """The rows it takes in a batch: itself, and its negative."""
         return (self,) if self.negative is None else (self, self.negative)
 
+    @property
+    def next_token_id(self) -> int:
+        """The first token that is not computed."""
+        place = self.num_computed_tokens - len(self.prompt_token_ids)
+        return self.output_token_ids[place] if place >= 0 else self.prompt_token_ids[place]
+
     def token_ids(self, start: int, stop: int) -> Tokens[int]:
         """Tokens ``start`` to ``stop`` of prompt and output together."""
         num_prompt = len(self.prompt_token_ids)

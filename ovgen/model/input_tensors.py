@@ -32,7 +32,7 @@ class InputTensors:
         if array is None or array.shape != shape:
             array = self._arrays[name] = np.empty(shape, dtype)
             self._open_request.set_tensor(name, ov.Tensor(array, shared_memory=True))
-        elif not isinstance(values, np.ndarray) and values == self._values[name]:
+        elif not isinstance(values, np.ndarray) and values == self._values.get(name):
             return
         array[...] = values
         self._values[name] = values
@@ -41,6 +41,7 @@ class InputTensors:
         """Let an input be an array of the caller's, who may go on to write to it."""
         if self._arrays.get(name) is not array:
             self._arrays[name] = array
+            self._values.pop(name, None)
             self._open_request.set_tensor(name, ov.Tensor(array, shared_memory=True))
 
     def close(self) -> None:

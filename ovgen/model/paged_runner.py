@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from ovgen.engine.batch import ScheduledBatch
+from ovgen.engine.batch import ScheduledBatch, ScheduledSequence
 from ovgen.errors import UnsupportedModelError
 from ovgen.model.block_store import BlockStore
 from ovgen.model.device_errors import device_error
@@ -26,6 +27,7 @@ _INPUTS = {
     "block_indices_begins",
     "max_context_len",
 }
+_COUNTERS = ("position_ids", "past_lens", "max_context_len")
 _MIN_TABLE = 8  # blocks
 
 
@@ -66,7 +68,10 @@ class PagedRunner:
         self.kv_cache = KVCache(compiled, request, num_blocks)
         self.block_store = BlockStore(compiled, self.kv_cache, self._inference)
         self._batch: ScheduledBatch | None = None
-        self._tables = _BlockTables()
+        self._layout = _Layout()
+        # Of a step in which each row takes one token: how many each has before it, as positions and
+        # as lengths, and the greatest number after it.
+        self._counters: tuple[npt.NDArray[Any], ...] = ()
 
     def start(self, batch: ScheduledBatch) -> None:
         """Begin to compute a batch: any rows of any requests, each with its next tokens."""
@@ -103,34 +108,43 @@ class PagedRunner:
         self._batch = None
 
     def _set_inputs(self, batch: ScheduledBatch) -> None:
-        rows, tensors = batch.scheduled, self._tensors
-        past = [item.sequence.num_computed_tokens for item in rows]
-        if batch.is_decoding:
-            ids = [item.sequence.token_ids(n, n + 1)[0] for item, n in zip(rows, past, strict=True)]
-            positions = past
-            longest = max(past) + 1
-        else:
-            counts = [item.num_scheduled_tokens for item in rows]
-            spans = [(n, n + count) for n, count in zip(past, counts, strict=True)]
+        tensors, rows = self._tensors, batch.scheduled
+        is_same = batch is self._layout.batch
+        begins, table, table_begins = self._layout.update(batch)
+        if not batch.is_decoding:
+            spans = [_span(item) for item in rows]
+            past = [start for start, _ in spans]
             tokens = (row.sequence.token_ids(*span) for row, span in zip(rows, spans, strict=True))
             ids = list(chain.from_iterable(tokens))
             positions = list(chain.from_iterable(range(*span) for span in spans))
-            longest = max(stop for _, stop in spans)
+            tensors.set("position_ids", (len(ids),), positions)
+            tensors.set("past_lens", (len(rows),), past, np.int32)
+            tensors.set("max_context_len", (), max(stop for _, stop in spans), np.int32)
+        else:
+            ids = [item.sequence.next_token_id for item in rows]
+            if is_same:  # each row has one token more than in the step before
+                for array in self._counters:
+                    array += 1
+            else:
+                numbers = [item.sequence.num_computed_tokens for item in rows]
+                self._counters = (
+                    np.array(numbers),
+                    np.array(numbers, np.int32),
+                    np.array(max(numbers) + 1, np.int32),
+                )
+            for name, array in zip(_COUNTERS, self._counters, strict=True):
+                tensors.share(name, array)
         tensors.set("input_ids", (len(ids),), ids)
-        tensors.set("position_ids", (len(ids),), positions)
-        tensors.set("past_lens", (len(rows),), past, np.int32)
-        tensors.set("max_context_len", (), longest, np.int32)
-        begins, table, table_begins = self._tables.update(batch)
         tensors.set("subsequence_begins", (len(begins),), begins, np.int32)
         tensors.share("block_indices", table)
         tensors.share("block_indices_begins", table_begins)
         if SAMPLED_TOKENS in self._inputs:
             # One at least, for a graph without any is not run.
-            sampled = self._tables.sampled_tokens or [0]
+            sampled = self._layout.sampled_tokens or [0]
             tensors.set(SAMPLED_TOKENS, (len(sampled),), sampled)
 
 
-class _BlockTables:
+class _Layout:
     """What a batch's inputs say of its rows, kept while the same batch is computed again.
 
     The tables of all rows lie behind each other, each with room to grow: a step in which nothing
@@ -138,7 +152,7 @@ class _BlockTables:
     """
 
     def __init__(self) -> None:
-        self._batch: ScheduledBatch | None = None
+        self.batch: ScheduledBatch | None = None
         self._begins: list[int] = []
         self.sampled_tokens: list[int] = []
         self._num_known: list[int] = []  # blocks of each row that are written
@@ -151,7 +165,7 @@ class _BlockTables:
     ) -> tuple[list[int], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """The rows' begins among the tokens, all block tables, and the rows' begins in those."""
         lengths = [len(item.sequence.block_table) for item in batch.scheduled]
-        if batch is not self._batch or max(lengths) > self._room:
+        if batch is not self.batch or max(lengths) > self._room:
             self._lay_out(batch, max(lengths))
         elif lengths == self._num_known:
             return self._begins, self._table, self._table_begins
@@ -164,7 +178,7 @@ class _BlockTables:
         return self._begins, self._table, self._table_begins
 
     def _lay_out(self, batch: ScheduledBatch, longest: int) -> None:
-        self._batch = batch
+        self.batch = batch
         self._begins = [0]
         for item in batch.scheduled:
             self._begins.append(self._begins[-1] + item.num_scheduled_tokens)
@@ -173,6 +187,12 @@ class _BlockTables:
         self._num_known = [0] * len(batch.scheduled)
         self._table = np.zeros(len(batch.scheduled) * self._room, np.int32)
         self._table_begins = np.arange(len(batch.scheduled) + 1, dtype=np.int32) * self._room
+
+
+def _span(item: ScheduledSequence) -> tuple[int, int]:
+    """The places of a row's next tokens among its own."""
+    start = item.sequence.num_computed_tokens
+    return start, start + item.num_scheduled_tokens
 
 
 def _sampled_tokens(batch: ScheduledBatch) -> list[int]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from random import Random
 
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+import pytest
 
 from ovgen.engine.block_manager import BlockManager
 from ovgen.engine.sequence import Sequence
@@ -26,24 +25,31 @@ def snapshot(blocks: BlockManager) -> tuple:
     )
 
 
-class Machine(RuleBasedStateMachine):
+class Machine:
     """Any order of operations; ``contents`` is what a device would hold."""
 
-    @initialize(
-        num_blocks=st.integers(1, 12), block_size=st.integers(1, 4), has_cache=st.booleans()
-    )
-    def begin(self, num_blocks: int, block_size: int, has_cache: bool):
-        self.size, self.has_cache = block_size, has_cache
-        self.blocks = BlockManager(num_blocks, block_size, has_prefix_cache=has_cache)
-        self.contents: list[list[object]] = [[None] * block_size for _ in range(num_blocks)]
+    def __init__(self, random: Random) -> None:
+        num_blocks, self.size = random.choice([3, 8, 12, 20]), random.randint(1, 4)
+        self.random = random
+        self.has_cache = random.random() < 0.8
+        self.blocks = BlockManager(num_blocks, self.size, has_prefix_cache=self.has_cache)
+        self.contents: list[list[object]] = [[None] * self.size for _ in range(num_blocks)]
         self.salts: dict[Sequence, bytes] = {}  # of the sequences there are
         # By block: the salt and all tokens to its end, where it may be found.
         self.known: dict[int, tuple[bytes, tuple[int, ...]]] = {}
         self.freed_at = dict.fromkeys(range(num_blocks), 0)
         self.now = itertools.count(1)
+        self.counts: Counter[str] = Counter()  # of what happened
 
-    def one(self, data: st.DataObject) -> Sequence:
-        return data.draw(st.sampled_from(list(self.salts)))
+    def act(self) -> None:
+        names = ["arrive", "step", "step", "step", "fork", "free", "free", "reset"]
+        name = self.random.choices(names, [4, 8, 8, 8, 5, 4, 2, 0.2])[0]
+        if name == "arrive" or not self.salts:
+            self.arrive()
+        else:
+            getattr(self, name)(self.random.choice(list(self.salts)))
+        self.check_users()
+        self.check_contents()
 
     def key(self, sequence: Sequence, place: int) -> tuple[bytes, tuple[int, ...]]:
         return self.salts[sequence], tuple(sequence.token_ids(0, (place + 1) * self.size))
@@ -51,17 +57,13 @@ class Machine(RuleBasedStateMachine):
     def users(self) -> Counter[int]:
         return Counter(block for sequence in self.salts for block in sequence.block_table)
 
-    @precondition(lambda self: len(self.salts) < 6)
-    @rule(
-        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=14),
-        salt=st.sampled_from([b"", b"a"]),
-        data=st.data(),
-    )
-    def arrive(self, tokens: list[int], salt: bytes, data: st.DataObject):
-        split = data.draw(st.integers(1, len(tokens)))
+    def arrive(self) -> None:
+        stem = self.random.choice([(1, 0, 1, 1, 0, 0, 1, 1), (0,) * 8])
+        tokens = [*stem[: self.random.randint(0, 8)], self.random.randint(0, 1)]
+        split = self.random.randint(1, len(tokens))
         sequence = Sequence(next(IDS), tuple(tokens[:split]), tokens[split:])
-        self.salts[sequence] = salt
-        limit = data.draw(st.integers(-1, len(tokens)))
+        self.salts[sequence] = salt = self.random.choice([b"", b"", b"a"])
+        limit = self.random.randint(-1, len(tokens))
         wanted = 0
         for place in range(limit // self.size):
             if self.key(sequence, place) not in self.known.values():
@@ -69,28 +71,20 @@ class Machine(RuleBasedStateMachine):
             wanted += self.size
         sequence.num_computed_tokens = self.blocks.match(sequence, limit, salt)
         assert sequence.num_computed_tokens == wanted == len(sequence.block_table) * self.size
+        self.counts["hits"] += wanted > 0
 
-    @precondition(lambda self: self.salts)
-    @rule(data=st.data(), count=st.integers(1, 9))
-    def grow(self, data: st.DataObject, count: int):
-        self.one(data).output_token_ids += data.draw(
-            st.lists(st.integers(0, 1), min_size=count, max_size=count)
-        )
-
-    @precondition(lambda self: self.salts)
-    @rule(data=st.data(), count=st.integers(1, 20), is_run=st.booleans())
-    def reserve(self, data: st.DataObject, count: int, is_run: bool):
-        sequence = self.one(data)
+    def step(self, sequence: Sequence) -> None:
         start = sequence.num_computed_tokens
-        end = min(start + count, sequence.num_tokens)
-        if start == end:
-            return
+        end = start + self.random.randint(1, 5)
+        while sequence.num_tokens < end:
+            sequence.output_token_ids.append(self.random.randint(0, 1))
         before, before_table = snapshot(self.blocks), sequence.block_table.copy()
         users = self.users()
         first, last = start // self.size, -(-end // self.size)
         needed = max(0, last - len(before_table))
         needed += first < len(before_table) and users[before_table[first]] > 1
         copies = self.blocks.reserve(sequence, end - start)
+        self.counts["full" if copies is None else "copies" if copies else "steps"] += 1
         if copies is None:
             assert needed > len(self.contents) - len(users), "there were enough"
             assert (snapshot(self.blocks), sequence.block_table) == (before, before_table)
@@ -105,7 +99,7 @@ class Machine(RuleBasedStateMachine):
             self.contents[target] = self.contents[source].copy()
         users = self.users()
         assert all(users[block] == 1 for block in sequence.block_table[first:last]), "its own"
-        if is_run:
+        if self.random.random() < 0.8:
             self.run_step(sequence, start, end)
 
     def check_order(self, taken: list[int]) -> None:
@@ -116,6 +110,7 @@ class Machine(RuleBasedStateMachine):
                 assert all(other in self.known for other in left)
                 assert all(self.freed_at[block] < self.freed_at[other] for other in left)
                 del self.known[block]
+                self.counts["evictions"] += 1
 
     def run_step(self, sequence: Sequence, start: int, end: int) -> None:
         for place in range(start, end):
@@ -127,18 +122,12 @@ class Machine(RuleBasedStateMachine):
             if self.key(sequence, place) not in self.known.values():
                 self.known[sequence.block_table[place]] = self.key(sequence, place)
 
-    @precondition(lambda self: 0 < len(self.salts) < 6)
-    @rule(data=st.data())
-    def fork(self, data: st.DataObject):
-        parent = self.one(data)
+    def fork(self, parent: Sequence) -> None:
         child = parent.fork(IDS)
         self.blocks.fork(parent, child)
         self.salts[child] = self.salts[parent]
 
-    @precondition(lambda self: self.salts)
-    @rule(data=st.data())
-    def free(self, data: st.DataObject):
-        sequence = self.one(data)
+    def free(self, sequence: Sequence) -> None:
         table = sequence.block_table.copy()
         self.blocks.free(sequence)
         assert sequence.block_table == []
@@ -147,16 +136,13 @@ class Machine(RuleBasedStateMachine):
             if not self.users()[block]:
                 self.freed_at[block] = next(self.now)
 
-    @rule()
-    def reset(self):
+    def reset(self, _: Sequence) -> None:
         self.blocks.reset()
         self.known.clear()
-        for sequence in self.salts:
-            sequence.num_computed_tokens, sequence.block_table = 0, []
         self.salts.clear()
 
-    @invariant()
-    def every_block_has_as_many_users_as_tables_hold_it(self):
+    def check_users(self) -> None:
+        """Every block has as many users as there are tables that hold it."""
         users = self.users()
         everything = range(len(self.contents))
         assert self.blocks._ref_counts == [users[block] for block in everything]
@@ -164,19 +150,24 @@ class Machine(RuleBasedStateMachine):
         assert self.blocks.num_free == len(self.contents) - len(users)
         assert self.blocks._chains.keys() == {sequence.seq_id for sequence in self.salts}
 
-    @invariant()
-    def every_sequence_reads_what_was_computed_of_it(self):
+    def check_contents(self) -> None:
+        """Sequences read what was computed of them, and whatever may be found is there."""
         for sequence, salt in self.salts.items():
             slots = [s for block in sequence.block_table for s in self.contents[block]]
             for place in range(sequence.num_computed_tokens):
                 assert slots[place] == (salt, tuple(sequence.token_ids(0, place + 1)))
-
-    @invariant()
-    def what_may_be_found_is_there(self):
         assert set(self.blocks._cached.values()) == self.known.keys()
-        for block, (salt, tokens) in self.known.items():
-            assert self.contents[block][-1] == (salt, tokens)
+        for block, content in self.known.items():
+            assert self.contents[block][-1] == content
 
 
-TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+@pytest.mark.parametrize("seed", range(20))
+def test_any_order_of_operations(seed: int):
+    random = Random(seed)
+    counts: Counter[str] = Counter()
+    for _ in range(15):
+        machine = Machine(random)
+        for _ in range(120):
+            machine.act()
+        counts += machine.counts
+    assert min(counts[name] for name in ("hits", "copies", "steps", "full", "evictions")) > 8
