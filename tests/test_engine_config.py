@@ -30,13 +30,40 @@ def test_defaults():
         ("token_budget", -5),
         ("token_budget", 1.5),
         ("token_budget", True),
-        ("token_budget", None),
+        ("max_num_seqs", 0),
+        ("kv_cache_tokens", "8"),
+        ("kv_cache_size", 0),
+        ("kv_cache_size", True),
+        ("kv_cache_size", float("inf")),
+        ("kv_cache_precision", "int4"),
+        ("prefix_caching", 1),
+        ("attention_backend", "sdpa"),
+        ("max_waiting_requests", 0),
     ],
 )
 def test_values_out_of_range_are_named(name: str, value: object):
     with pytest.raises(ConfigError, match=name) as caught:
         EngineConfig(**{name: value})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"kv_cache_size": 1.5, "kv_cache_tokens": 9}, "say the same"),
+        ({"kv_cache_precision": "u8", "precision": "exact"}, "precision='exact' sets"),
+        (
+            {"kv_cache_precision": "u8", "properties": {"KV_CACHE_PRECISION": "u8"}},
+            "say the same",
+        ),
+        ({"attention_backend": "stateful", "max_num_seqs": 2}, "max_num_seqs has no effect"),
+        ({"attention_backend": "stateful", "kv_cache_size": 2}, "kv_cache_size has no effect"),
+        ({"attention_backend": "stateful", "kv_cache_tokens": 2}, "kv_cache_tokens has no effect"),
+    ],
+)
+def test_options_that_contradict_each_other(options: dict[str, object], told: str):
+    with pytest.raises(ConfigError, match=told):
+        EngineConfig(**options)
 
 
 @pytest.mark.parametrize("profile", ["latency", "throughput"])

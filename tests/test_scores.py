@@ -99,7 +99,7 @@ from ovgen import LLM
 
 number = int(sys.argv[2])
 ids = [1000 + 7 * i % 20000 for i in range(number)]
-with LLM(sys.argv[1]) as llm:
+with LLM(sys.argv[1], attention_backend=sys.argv[4]) as llm:
     if sys.argv[3] == "perplexity":
         llm.perplexity(ids, stride=192, max_length=256)
     else:
@@ -109,24 +109,28 @@ with open("/proc/self/status") as file:  # getrusage would count the parent's pe
 """
 
 
-def peak(folder: Path, number: int, call: str) -> int:
-    arguments = [sys.executable, "-c", PEAK, str(folder), str(number), call]
+def peak(folder: Path, number: int, call: str, backend: str) -> int:
+    arguments = [sys.executable, "-c", PEAK, str(folder), str(number), call, backend]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=300)
     return int(done.stdout)
 
 
+@pytest.mark.parametrize("backend", ["stateful", "paged"])
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
-def test_memory_does_not_grow_with_the_text(smollm2_folder: Path):
+def test_memory_does_not_grow_with_the_text(smollm2_folder: Path, backend: str):
     """Its logits all at once would take 590 MB."""
-    peak(smollm2_folder, 300, "perplexity")  # fills the cache of compiled models
-    short, long = (peak(smollm2_folder, number, "perplexity") for number in (600, 3000))
+    peak(smollm2_folder, 300, "perplexity", backend)  # fills the cache of compiled models
+    short, long = (peak(smollm2_folder, number, "perplexity", backend) for number in (600, 3000))
     print(f"\nperplexity: {short / 1e6:.0f} MB for 600 tokens, {long / 1e6:.0f} MB for 3,000")
     assert long < short + 16e6
 
 
+@pytest.mark.parametrize("backend", ["stateful", "paged"])
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
-def test_prompt_logprobs_never_hold_all_logits(smollm2_folder: Path):
-    peak(smollm2_folder, 300, "prompt_logprobs")
-    short, long = (peak(smollm2_folder, number, "prompt_logprobs") for number in (400, 2000))
+def test_prompt_logprobs_never_hold_all_logits(smollm2_folder: Path, backend: str):
+    peak(smollm2_folder, 300, "prompt_logprobs", backend)
+    short, long = (
+        peak(smollm2_folder, number, "prompt_logprobs", backend) for number in (400, 2000)
+    )
     print(f"\nprompt_logprobs: {short / 1e6:.0f} MB for 400 tokens, {long / 1e6:.0f} MB for 2,000")
     assert long < short + 0.5 * (2000 - 400) * 49152 * 4

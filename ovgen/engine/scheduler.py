@@ -218,7 +218,7 @@ class Scheduler:
         for item in batch.scheduled:
             if item.sequence.finish_reason is None:  # else it ended while the device was computing
                 item.sequence.num_computed_tokens += item.num_scheduled_tokens
-                if self._blocks is not None:
+                if self._blocks is not None and not item.request.is_single_score:
                     self._blocks.commit(item.sequence)
         updated = []
         is_steady = batch.is_decoding

@@ -177,6 +177,11 @@ class Request:
         """The sequences that go on."""
         return [sequence for sequence in self.sequences if sequence.finish_reason is None]
 
+    @property
+    def is_single_score(self) -> bool:
+        """Whether it scores one text, such as a window of a long one: nobody asks for it again."""
+        return self.max_output_tokens == 0 and len(self.sequences) == 1
+
     def num_wanted_tokens(self, sequence: Sequence) -> int:
         """Tokens of a row that have to be computed: nothing follows the last one of a score."""
         return sequence.num_tokens if self.max_output_tokens else sequence.num_tokens - 1

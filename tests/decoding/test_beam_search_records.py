@@ -141,7 +141,7 @@ def test_guidance(name: str):
     """No negative prompt means the prompt's last token."""
     entry = GUIDANCE[name]
     mismatches = []
-    with LLM(TINY / name, precision="exact") as llm:
+    with LLM(TINY / name, precision="exact", attention_backend="stateful") as llm:
         for record in entry["records"]:
             output = llm.generate(
                 entry["prompt"],

@@ -192,7 +192,7 @@ def test_a_row_that_joins_late_is_padded(any_runner: StatefulRunner):
 
 
 def test_guidance_by_a_graph_that_cannot_pad_is_refused():
-    with LLM(TINY / "mamba", precision="exact") as llm:
+    with LLM(TINY / "mamba", precision="exact", attention_backend="stateful") as llm:
         wanted = llm.generate(PROMPT, max_new_tokens=3).token_ids
         with pytest.raises(UnsupportedModelError, match="guidance"):
             llm.generate(PROMPT, guidance_scale=1.5, max_new_tokens=3)
@@ -286,7 +286,7 @@ def test_close_lets_everything_go():
     blob = Blob()
     gone = weakref.ref(blob)
     runner = StatefulRunner(loaded.compiled, blob)
-    request = weakref.ref(runner._request)
+    request = weakref.ref(runner._inference.request)
     runner.start(next_batch(make_request(0)))
     del loaded, blob
     runner.close()

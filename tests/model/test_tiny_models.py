@@ -27,6 +27,9 @@ ARCHITECTURES = [
 ]  # fmt: skip
 
 
+STATEFUL = {"precision": "exact", "attention_backend": "stateful"}
+
+
 def greedy_tokens(llm: LLM, name: str) -> list[list[int]]:
     prompts = RECORDS[name]["prompts"]
     outputs = llm.generate(prompts, max_new_tokens=len(RECORDS[name]["tokens"][0]))
@@ -46,15 +49,15 @@ def logits_after(runner: StatefulRunner, prompt: list[int], request_id: int) -> 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_transformers_greedy_tokens(name: str):
-    with LLM(TINY / name, precision="exact") as llm:
+    with LLM(TINY / name, **STATEFUL) as llm:
         assert greedy_tokens(llm, name) == RECORDS[name]["tokens"]
-    with LLM(TINY / name, precision="exact") as llm:  # from the cache of compiled models
+    with LLM(TINY / name, **STATEFUL) as llm:  # from the cache of compiled models
         assert greedy_tokens(llm, name) == RECORDS[name]["tokens"]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_chunked_prefill_gives_the_same_tokens(name: str):
-    with LLM(TINY / name, precision="exact", token_budget=4) as llm:
+    with LLM(TINY / name, **STATEFUL, token_budget=4) as llm:
         assert greedy_tokens(llm, name) == RECORDS[name]["tokens"]
 
 
