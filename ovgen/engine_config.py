@@ -36,7 +36,7 @@ class EngineConfig:
             takes less memory but more time. None: what the backend does best.
         max_num_seqs: requests that are computed at once, 256 if None.
         kv_cache_tokens: tokens that the paged KV cache holds.
-        kv_cache_size: the same in GB; None for both: sixteen contexts of the model, or half of the
+        kv_cache_size: the same in GB; None for both: eight contexts of the model, or half of the
             free memory where that is less. The system gives the memory as it is first used.
         kv_cache_precision: ``u8``, ``f16``, ``bf16`` or ``f32``; None: what the device prefers.
         prefix_caching: whether a prompt's beginning is taken from where it was computed before.

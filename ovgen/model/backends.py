@@ -20,7 +20,7 @@ from ovgen.model.trust import check_paging, recorded_verdict
 
 # Where no size is asked for: the KV cache of so many full contexts, but at most this part of what
 # memory there is.
-_NUM_CONTEXTS = 16
+_NUM_CONTEXTS = 8
 _SHARE = 0.5
 _LONG_CONTEXT = 32_768  # contexts beyond this are seldom full
 _MAX_SEQS = 256

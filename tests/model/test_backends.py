@@ -66,7 +66,7 @@ def test_the_size_of_the_kv_cache(monkeypatch: pytest.MonkeyPatch):
     assert blocks(kv_cache_size=num_bytes * 7.5 / 1e9) == 7
     with pytest.raises(ConfigError, match="kv_cache_size is 1e-09 GB; one block of 32 tokens"):
         blocks(kv_cache_size=1e-9)
-    assert blocks() == 16 * 256 // 32
+    assert blocks() == 8 * 256 // 32
     monkeypatch.setattr(backends, "available_memory", lambda: 20 * num_bytes)
     assert blocks() == 10
     monkeypatch.setattr(backends, "available_memory", lambda: 0)
