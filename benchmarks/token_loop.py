@@ -32,7 +32,7 @@ from ovgen.engine.output_processor import Arrival, OutputProcessor
 from ovgen.engine.request_builder import Prompt
 from ovgen.generation_config import GenerationConfig
 from ovgen.model.resolve import resolve_folder
-from ovgen.model.stateful_runner import StatefulRunner
+from ovgen.model.paged_runner import PagedRunner
 
 VOCAB = 151_936
 MODEL = "smollm2-135m-instruct"
@@ -83,6 +83,8 @@ class ScriptedRunner:
         self._pool[:, rng.integers(0, VOCAB, 40)] += np.linspace(14, 6, 40, dtype=np.float32)
         self.max_running_requests = 1 << 20
         self.has_padding = True
+        self.num_blocks = self.block_size = 0
+        self.block_store = None
 
     def start(self, batch: ScheduledBatch) -> None:
         self._num_rows = batch.num_logits
@@ -151,23 +153,23 @@ def watched_infer() -> Iterator[list[float]]:
     outputs. What is done while the device computes is not outside of it."""
     spans: list[float] = []
     begun = [0.0]
-    start, wait = StatefulRunner.start, StatefulRunner.wait
+    start, wait = PagedRunner.start, PagedRunner.wait
 
-    def timed_start(runner: StatefulRunner, batch: ScheduledBatch) -> None:
+    def timed_start(runner: PagedRunner, batch: ScheduledBatch) -> None:
         begun[0] = time.perf_counter()
         start(runner, batch)
 
-    def timed_wait(runner: StatefulRunner, timeout: float) -> np.ndarray | None:
+    def timed_wait(runner: PagedRunner, timeout: float) -> np.ndarray | None:
         logits = wait(runner, timeout)
         if logits is not None:
             spans.append(time.perf_counter() - begun[0])
         return logits
 
-    StatefulRunner.start, StatefulRunner.wait = timed_start, timed_wait
+    PagedRunner.start, PagedRunner.wait = timed_start, timed_wait
     try:
         yield spans
     finally:
-        StatefulRunner.start, StatefulRunner.wait = start, wait
+        PagedRunner.start, PagedRunner.wait = start, wait
 
 
 def share_outside_infer(llm: LLM, options: dict[str, object], call: int) -> tuple[float, float]:
@@ -188,7 +190,7 @@ def beside_genai(python: str | None, rounds: int) -> dict[str, dict[str, list[fl
         command = [python, "-c", GENAI, folder]
         peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     found: dict[str, dict[str, list[list[float]]]] = {}
-    with LLM(folder) as llm:
+    with LLM(folder, attention_backend="paged") as llm:
         for call in range(rounds + 1):
             for name, options in workloads.items():
                 figures = found.setdefault(name, {"ovgen": [], "openvino-genai": []})

@@ -171,11 +171,13 @@ class Scheduler:
         if self._blocks is None:
             return True
         size = self._blocks.block_size
-        return all(
-            row.num_computed_tokens < len(row.block_table) * size
-            or self._blocks.reserve(row, 1) == []
-            for row in [item.sequence for item in batch.scheduled]
-        )
+        for item in batch.scheduled:
+            row = item.sequence
+            if row.num_computed_tokens < len(row.block_table) * size:
+                continue
+            if self._blocks.reserve(row, 1) != []:
+                return False
+        return True
 
     def _preempt(self, request: Request) -> None:
         """Take a request's blocks back, and have all of it computed again."""
@@ -216,10 +218,13 @@ class Scheduler:
             choices: by request_id, what becomes of the sequences that were sampled.
         """
         for item in batch.scheduled:
-            if item.sequence.finish_reason is None:  # else it ended while the device was computing
-                item.sequence.num_computed_tokens += item.num_scheduled_tokens
-                if self._blocks is not None and not item.request.is_single_score:
-                    self._blocks.commit(item.sequence)
+            sequence, count = item.sequence, item.num_scheduled_tokens
+            if sequence.finish_reason is not None:  # it ended while the device was computing
+                continue
+            sequence.num_computed_tokens += count
+            if self._blocks is not None and not item.request.is_single_score:
+                if sequence.num_computed_tokens % self._blocks.block_size < count:  # a full one
+                    self._blocks.commit(sequence)
         updated = []
         is_steady = batch.is_decoding
         for request, _ in batch.by_request:
