@@ -31,8 +31,8 @@ from ovgen.engine.engine import Engine
 from ovgen.engine.output_processor import Arrival, OutputProcessor
 from ovgen.engine.request_builder import Prompt
 from ovgen.generation_config import GenerationConfig
-from ovgen.model.resolve import resolve_folder
 from ovgen.model.paged_runner import PagedRunner
+from ovgen.model.resolve import resolve_folder
 
 VOCAB = 151_936
 MODEL = "smollm2-135m-instruct"

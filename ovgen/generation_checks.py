@@ -147,6 +147,8 @@ _token_id_in_list = whole(0, kind="made of token ids, whole numbers")
 _finite = real("a finite number", math.isfinite)
 _positive = real("a finite number above 0", lambda x: 0 < x < math.inf)
 _not_negative = real("a finite number of at least 0", lambda x: 0 <= x < math.inf)
+
+
 def _text(name: str, value: object) -> str:
     if isinstance(value, str):
         return value

@@ -22,7 +22,7 @@ Truncation: TypeAlias = Callable[[Candidates], Indices]
 FEW = 256
 
 # Weights, relative to the mass wanted, below which candidates are at first not looked at.
-_FLOORS = (1e-3, 1e-5)
+_FLOORS = (2e-4, 5e-6)
 
 
 def top_k(k: int, min_keep: int = 1) -> Truncation:

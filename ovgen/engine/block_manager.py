@@ -150,7 +150,7 @@ class BlockManager:
     def _digest(self, sequence: Sequence, place: int, before: bytes) -> bytes:
         start = place * self.block_size
         tokens = array("q", sequence.token_ids(start, start + self.block_size))
-        content = blake2b(tokens.tobytes(), digest_size=_DIGEST_SIZE, key=self._fingerprint)
+        content = blake2b(tokens.tobytes(), digest_size=_DIGEST_SIZE)
         content.update(before)
         return content.digest()
 

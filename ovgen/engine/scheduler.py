@@ -222,9 +222,11 @@ class Scheduler:
             if sequence.finish_reason is not None:  # it ended while the device was computing
                 continue
             sequence.num_computed_tokens += count
-            if self._blocks is not None and not item.request.is_single_score:
-                if sequence.num_computed_tokens % self._blocks.block_size < count:  # a full one
-                    self._blocks.commit(sequence)
+            blocks = self._blocks
+            if blocks is None or item.request.is_single_score:
+                continue
+            if sequence.num_computed_tokens % blocks.block_size < count:  # one has become full
+                blocks.commit(sequence)
         updated = []
         is_steady = batch.is_decoding
         for request, _ in batch.by_request:

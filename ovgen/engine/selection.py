@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ovgen.decoding.arrays import Logits
@@ -40,17 +41,9 @@ def select(batch: ScheduledBatch, logits: Logits, workspace: Workspace) -> Selec
             }
         )
     selection = Selection()
-    stop = 0
-    for request, items in batch.by_request:
-        start, stop = stop, stop + sum([item.num_logits for item in items])
-        if stop == start or request.is_finished:
-            continue
+    for request, rows in _rows_to_choose_by(batch, logits, workspace):
         try:
-            if items[0].is_plain:
-                rows = [SampledRow(items[0].sequence, logits[start])]
-            else:
-                rows = _sampled_rows(request, items, logits[start:stop], workspace)
-            choices = request.decoder.select(request, rows) if rows else []
+            choices = request.decoder.select(request, rows)
         except OvgenError as exc:
             selection.failed[request.request_id] = exc
         except Exception as exc:  # of a user's logits processor: it is the request's alone
@@ -58,9 +51,26 @@ def select(batch: ScheduledBatch, logits: Logits, workspace: Workspace) -> Selec
             error.__cause__ = exc
             selection.failed[request.request_id] = error
         else:
-            if choices:
-                selection.choices[request.request_id] = choices
+            selection.choices[request.request_id] = choices
     return selection
+
+
+def _rows_to_choose_by(
+    batch: ScheduledBatch, logits: Logits, workspace: Workspace
+) -> Iterator[tuple[Request, list[SampledRow]]]:
+    """The requests that have not ended, where any of their sequences is at its end."""
+    if batch.is_plain:
+        for item, row in zip(batch.sampled, logits, strict=True):
+            if item.sequence.finish_reason is None:
+                yield item.request, [SampledRow(item.sequence, row)]
+        return
+    stop = 0
+    for request, items in batch.by_request:
+        start, stop = stop, stop + sum(item.num_logits for item in items)
+        if stop > start and not request.is_finished:
+            rows = _sampled_rows(request, items, logits[start:stop], workspace)
+            if rows:
+                yield request, rows
 
 
 def _sampled_rows(
