@@ -13,6 +13,7 @@ from cli.test_interrupt import interrupt, started, wait_for
 from ovgen.errors import DeviceError
 from ovgen.model.device_facts import identity
 from ovgen.model.profile_file import PROFILE_NAME, Profile, store_profile
+from ovgen.model.trust import check_paging
 from ovgen.tuning.search import Sample
 
 FIGURES = {"ttft": 0.2, "tpot": 0.01, "throughput": 99.0, "kl": 0.002, "ratio": 0.9, "max_kl": 0.01}
@@ -112,6 +113,7 @@ def test_a_text_of_no_use(fails, ir, tmp_path, content, told):
     path = tmp_path / "text.txt"
     if content is not None:
         path.write_bytes(content)
+    check_paging(ir, "CPU")  # its record stays beside the model, whatever comes of the text
     assert told in fails("tune", ir, "--text", path)
 
 
