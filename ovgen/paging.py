@@ -34,12 +34,11 @@ class PagingUpgrade:
         """So many more requests have come."""
         with self._lock:
             self._num_requests += num_requests
-            if self._thread is None and self._backends.has_more:
-                if self._num_requests < _NUM_REQUESTS:
-                    return
-                # Not a daemon: a thread in native code when the interpreter ends may crash it.
-                self._thread = Thread(target=self._run, name="ovgen-paging")
-                self._thread.start()
+            if self._thread or self._num_requests < _NUM_REQUESTS or not self._backends.has_more:
+                return
+            # Not a daemon: a thread in native code when the interpreter ends may crash it.
+            self._thread = Thread(target=self._run, name="ovgen-paging")
+            self._thread.start()
 
     def close(self) -> None:
         """Wait for what is under way."""

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from ovgen.decoding.arrays import Logits, top_indices
+from ovgen.decoding.arrays import Indices, Logits
 from ovgen.decoding.random import Draws
 
 EarlyStopping = bool | Literal["never"]
@@ -169,26 +168,27 @@ class GroupBeamSearch(BeamSearch):
         return min(h.score for h in kept) >= self._best_attainable(best, length)
 
 
-def best_continuations(parent: int, row: Logits, offset: float, count: int) -> list[Candidate]:
-    """The ``count`` best continuations of a beam, best first; impossible ones are left out.
+def best_candidates(continuations: Sequence[tuple[Indices, Logits]], count: int) -> list[Candidate]:
+    """The ``count`` best continuations of all beams, best first; impossible ones are left out.
 
     Args:
-        parent: the beam's row.
-        row: [vocab], log-probabilities but for a constant.
-        offset: what makes them the log-probabilities of the whole beam.
+        continuations: of each beam, the best token ids and the log-probabilities of the whole beam
+            with them, best first.
         count: at most so many.
     """
-    best = top_indices(row, count)
-    scores = (row[best] + np.float32(offset)).tolist()
+    parents = np.repeat(np.arange(len(continuations)), [len(ids) for ids, _ in continuations])
+    token_ids = np.concatenate([ids for ids, _ in continuations])
+    scores = np.concatenate([scores for _, scores in continuations])
+    order = np.argsort(-scores, kind="stable")[:count]
     return [
-        Candidate(parent, token_id, score)
-        for token_id, score in zip(best.tolist(), scores, strict=True)
-        if score > -math.inf
+        Candidate(int(parents[i]), int(token_ids[i]), float(scores[i]))
+        for i in order.tolist()
+        if scores[i] > -math.inf
     ]
 
 
 def drawn_candidates(
-    rows: Sequence[tuple[npt.NDArray[np.intp], Logits]],
+    rows: Sequence[tuple[Indices, Logits]],
     offsets: Sequence[float],
     count: int,
     draws: Draws,
@@ -200,7 +200,7 @@ def drawn_candidates(
 
     Args:
         rows: of each beam, the token ids left and their log-probabilities but for a constant.
-        offsets: as in `best_continuations`.
+        offsets: of each beam, what makes them the log-probabilities of the whole beam.
         count: at most so many.
         draws: where the noise comes from.
     """

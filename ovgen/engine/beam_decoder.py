@@ -12,13 +12,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from ovgen.decoding.arrays import Logits, log_sum_exp
+from ovgen.decoding.arrays import Logits, log_sum_exp, top_indices
 from ovgen.decoding.beam_search import (
     BeamSearch,
     Candidate,
     EarlyStopping,
     GroupBeamSearch,
-    best_continuations,
+    best_candidates,
     drawn_candidates,
 )
 from ovgen.decoding.random import Draws
@@ -190,18 +190,17 @@ class BeamDecoder:
                 left.append((ids, left_over.warped()))
             draws = Draws(self._seed, 0, len(rows[0].sequence.output_token_ids))
             return drawn_candidates(left, scores, count, draws)
-        found: list[Candidate] = []
+        continuations = []
         is_raw = self._reader.is_neutral and diversity is None
         scratch = self._reader.workspace.row("weights", len(rows[0].logits))
-        for parent, (row, score) in enumerate(zip(rows, scores, strict=True)):
+        for row, score in zip(rows, scores, strict=True):
             if is_raw:
-                offset = score - log_sum_exp(row.logits, scratch)
-                found += best_continuations(parent, row.logits, offset, count)
+                values, offset = row.logits, score - log_sum_exp(row.logits, scratch)
             else:
-                log_probs = self._log_probs(row, diversity)
-                found += best_continuations(parent, log_probs, score, count)
-        found.sort(key=lambda candidate: -candidate.score)
-        return found[:count]
+                values, offset = self._log_probs(row, diversity), score
+            best = top_indices(values, count)
+            continuations.append((best, values[best] + np.float32(offset)))
+        return best_candidates(continuations, count)
 
     def _log_probs(self, row: SampledRow, diversity: Callable[[Logits], None] | None) -> Logits:
         """Processed log-probabilities [vocab]: processors see these in a beam search, not logits,

@@ -19,7 +19,7 @@ _DIGEST_SIZE = 16
 
 
 class BlockManager:
-    """Hands out the blocks of one KV cache.
+    """Hands out the blocks of one KV cache, which is of one model.
 
     A sequence's ``block_table`` is written here and nowhere else. Blocks are shared by counting
     their users; one that is shared is never written to, but copied first.
@@ -28,7 +28,6 @@ class BlockManager:
         num_blocks: blocks in the cache.
         block_size: tokens in a block.
         has_prefix_cache: whether blocks are found again by what is in them.
-        fingerprint: of the model and its adapters: what else the content depends on.
     """
 
     def __init__(
@@ -37,12 +36,10 @@ class BlockManager:
         block_size: int,
         *,
         has_prefix_cache: bool = True,
-        fingerprint: bytes = b"",
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._has_prefix_cache = has_prefix_cache
-        self._fingerprint = fingerprint
         self._ref_counts: list[int]
         # Blocks without users, the next to be taken first: those without content that were used
         # before, for their memory is there; then those never used; then the longest unused.
@@ -73,7 +70,7 @@ class BlockManager:
             How many tokens are in the cache, a multiple of the block size.
         """
         assert not sequence.block_table, "nothing of it is computed"
-        root = blake2b(salt, digest_size=_DIGEST_SIZE, key=self._fingerprint, person=b"root")
+        root = blake2b(salt, digest_size=_DIGEST_SIZE, person=b"root")
         self._chains[sequence.seq_id] = chain = [root.digest()]
         if not self._has_prefix_cache:
             return 0

@@ -334,7 +334,8 @@ class Scheduler:
             if heir is not choice.parent and heir.finish_reason is None:
                 for parent, child in zip(choice.parent.rows, heir.rows, strict=True):
                     self._blocks.fork(parent, child)
-        self._free([s for s in before if s not in heirs])
+        kept = set(heirs)
+        self._free([sequence for sequence in before if sequence not in kept])
         self._free([s for s in heirs if s.finish_reason is not None])
 
     def _free(self, sequences: list[Sequence]) -> None:

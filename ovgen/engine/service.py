@@ -78,9 +78,9 @@ class EngineService:
         return handles
 
     def call(self, task: Task) -> None:
-        """Have something done to the engine between two steps, before the next request begins.
+        """Have something done to the engine between two steps.
 
-        Without requests it waits for one; after `close` nothing is done.
+        Before the first request it waits for that one; after `close` nothing is done.
         """
         self._loop.inbox.put(task)
 

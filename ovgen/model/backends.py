@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import openvino as ov
 
@@ -14,9 +15,10 @@ from ovgen.model.compiled_cache import CompiledCache
 from ovgen.model.kv_cache import block_size, bytes_per_block
 from ovgen.model.loader import LoadedModel, load_model
 from ovgen.model.memory import available_memory
-from ovgen.model.paged_runner import PagedRunner
 from ovgen.model.stateful_runner import StatefulRunner
-from ovgen.model.trust import check_paging, recorded_verdict
+
+if TYPE_CHECKING:
+    from ovgen.model.paged_runner import PagedRunner
 
 # Where no size is asked for: the KV cache of so many full contexts, but at most this part of what
 # memory there is.
@@ -37,14 +39,12 @@ class Backend:
     """A runner that is ready, and what goes with it.
 
     Attributes:
-        name: ``stateful`` or ``paged``.
         runner: over a model of its own.
         token_budget: most tokens in one step.
         context_length: of the model.
         vocab_size: of the model.
     """
 
-    name: str
     runner: StatefulRunner | PagedRunner
     token_budget: int
     context_length: int
@@ -83,15 +83,21 @@ class Backends:
         loaded = load_model(self._folder, self._config, self._cache)
         runner = StatefulRunner(loaded.compiled, loaded.blob)
         budget = self._config.token_budget or _STATEFUL_BUDGET
-        return _backend("stateful", runner, min(budget, runner.max_batch_tokens or budget), loaded)
+        return _backend(runner, min(budget, runner.max_batch_tokens or budget), loaded)
 
     def paged(self) -> Backend:
         """Many requests at once.
 
         Raises:
             UnsupportedModelError: the graph's attention cannot be paged, or is computed wrongly.
+        DeviceError: the device failed.
         """
-        verdict = recorded_verdict(self._folder) or check_paging(self._folder, self._config.device)
+        # Not needed for the first request of a process.
+        from ovgen.model.paged_runner import PagedRunner
+        from ovgen.model.trust import check_paging, recorded_verdict
+
+        device = self._config.device
+        verdict = recorded_verdict(self._folder, device) or check_paging(self._folder, device)
         if not verdict.is_right:
             raise UnsupportedModelError(
                 f"{self._folder}: attention_backend='paged' does not work for it: {verdict.reason}"
@@ -102,7 +108,7 @@ class Backends:
             num_blocks=num_blocks(loaded.compiled, self._config, loaded.context_length),
             max_running_requests=self._config.max_num_seqs or _MAX_SEQS,
         )
-        return _backend("paged", runner, self._config.token_budget or _PAGED_BUDGET, loaded)
+        return _backend(runner, self._config.token_budget or _PAGED_BUDGET, loaded)
 
     def paged_if_right(self) -> Backend | None:
         """As `paged`; None, and a PagingWarning, where the model's attention cannot be paged."""
@@ -140,6 +146,6 @@ def num_blocks(compiled: ov.CompiledModel, config: EngineConfig, context_length:
 
 
 def _backend(
-    name: str, runner: StatefulRunner | PagedRunner, token_budget: int, loaded: LoadedModel
+    runner: StatefulRunner | PagedRunner, token_budget: int, loaded: LoadedModel
 ) -> Backend:
-    return Backend(name, runner, token_budget, loaded.context_length, loaded.vocab_size)
+    return Backend(runner, token_budget, loaded.context_length, loaded.vocab_size)

@@ -13,20 +13,19 @@ import openvino as ov
 from ovgen.engine_config import EngineConfig
 from ovgen.errors import ConfigError
 from ovgen.model.cpu import has_smt, num_cpus
-from ovgen.model.graph_passes import weight_group
+from ovgen.model.graph_passes import INTEGER_WEIGHTS, weight_group
 from ovgen.model.loader import (
-    _CORE,
-    _VIRTUAL_DEVICES,
+    CORE,
     MODEL_NAME,
-    _check_device,
-    _properties,
-    _read,
+    VIRTUAL_DEVICES,
+    check_device,
+    load_properties,
+    read_ir,
 )
 from ovgen.model.profile import model_digest, this_machine
 from ovgen.model.profile_file import Machine
 
 _PRECISIONS = {"BF16": "bf16", "FP16": "f16"}  # a capability -> the precision that it is
-_INTEGER_WEIGHTS = (ov.Type.i4, ov.Type.u4, ov.Type.i8, ov.Type.u8)
 _MATRIX = 256  # elements that a matrix of weights has at least
 
 
@@ -64,16 +63,16 @@ def device_facts(folder: Path, device: str) -> DeviceFacts:
         ConfigError: a virtual device, which leaves the choice to others.
         DeviceError, ModelFormatError: an unknown device, or a damaged graph.
     """
-    if device.split(":")[0] in _VIRTUAL_DEVICES:
+    if device.split(":")[0] in VIRTUAL_DEVICES:
         raise ConfigError(f"{device} stands for other devices; tune one of those, as CPU or GPU")
-    _check_device(_CORE, device)
-    model = _read(_CORE, folder / MODEL_NAME)
+    check_device(CORE, device)
+    model = read_ir(CORE, folder / MODEL_NAME)
     group = weight_group(model)
-    settable = _CORE.get_property(device, "SUPPORTED_PROPERTIES")
-    capabilities = _CORE.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    settable = CORE.get_property(device, "SUPPORTED_PROPERTIES")
+    capabilities = CORE.get_property(device, "OPTIMIZATION_CAPABILITIES")
     kv_precision = None
     with suppress(RuntimeError, AttributeError):
-        kv_precision = _CORE.get_property(device, "KV_CACHE_PRECISION").get_type_name()
+        kv_precision = CORE.get_property(device, "KV_CACHE_PRECISION").get_type_name()
     return DeviceFacts(
         device=device,
         precisions=("f32", *(_PRECISIONS[name] for name in capabilities if name in _PRECISIONS)),
@@ -83,19 +82,19 @@ def device_facts(folder: Path, device: str) -> DeviceFacts:
         has_smt=has_smt(),
         has_integer_weights=_has_integer_weights(model),
         weight_group=group,
-        default=_properties(_CORE, EngineConfig(device=device), group),
+        default=load_properties(CORE, EngineConfig(device=device), group),
     )
 
 
 def identity(folder: Path, device: str) -> tuple[Machine, str]:
     """What a profile is valid for: the machine, and the digest of the model's files."""
-    return this_machine(_CORE, device), model_digest(folder)
+    return this_machine(CORE, device), model_digest(folder)
 
 
 def _has_integer_weights(model: ov.Model) -> bool:
     return any(
         node.get_type_name() == "Constant"
-        and node.get_element_type() in _INTEGER_WEIGHTS
+        and node.get_element_type() in INTEGER_WEIGHTS
         and math.prod(node.get_output_shape(0)) >= _MATRIX
         for node in model.get_ops()
     )

@@ -8,7 +8,6 @@ from collections import Counter
 import numpy as np
 import openvino as ov
 from openvino import opset15 as op
-from openvino._offline_transformations import paged_attention_transformation
 
 from ovgen.errors import UnsupportedModelError
 from ovgen.model.device_errors import first_line
@@ -17,7 +16,7 @@ SAMPLED_TOKENS = "sampled_tokens_indices"
 
 # What may stand between the head's matmul and the logits: a bias, a scale, soft-capping, a cast.
 _ELEMENTWISE = frozenset({"Add", "Subtract", "Multiply", "Divide", "Tanh", "Convert"})
-_INTEGER_WEIGHTS = (ov.Type.i4, ov.Type.u4, ov.Type.i8, ov.Type.u8)
+INTEGER_WEIGHTS = (ov.Type.i4, ov.Type.u4, ov.Type.i8, ov.Type.u8)
 
 
 def page_attention(model: ov.Model) -> None:
@@ -28,6 +27,9 @@ def page_attention(model: ov.Model) -> None:
     Raises:
         UnsupportedModelError: the transformation does not know the graph's attention.
     """
+    # Not a public name: who never pages does not need it.
+    from openvino._offline_transformations import paged_attention_transformation
+
     try:
         paged_attention_transformation(model)
     except RuntimeError as exc:
@@ -92,7 +94,7 @@ def weight_group(model: ov.Model) -> int | None:
     """The group of neighbours that share a scale in most weights; None where none does."""
     sizes: Counter[int] = Counter()
     for node in model.get_ops():
-        if node.get_type_name() == "Constant" and node.get_element_type() in _INTEGER_WEIGHTS:
+        if node.get_type_name() == "Constant" and node.get_element_type() in INTEGER_WEIGHTS:
             shape = node.get_output_shape(0)
             if len(shape) == 3:
                 sizes[shape[2]] += math.prod(shape)

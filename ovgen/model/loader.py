@@ -27,7 +27,7 @@ MODEL_NAME = "openvino_model.xml"
 # it a stack for signal handlers. Where a plugin is unloaded while a later one's is in use, that
 # one's end puts the freed stack back, and the next signal, such as Ctrl-C, crashes the process
 # (OpenVINO 2026.4).
-_CORE = ov.Core()
+CORE = ov.Core()
 
 # Where the many families keep the length of their context in config.json.
 _CONTEXT_KEYS = (
@@ -42,7 +42,7 @@ _EXACT = {
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
 }
 _DYNAMIC_GROUP = 64
-_VIRTUAL_DEVICES = ("AUTO", "MULTI", "HETERO", "BATCH")
+VIRTUAL_DEVICES = ("AUTO", "MULTI", "HETERO", "BATCH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,29 +82,29 @@ def load_model(
         if not path.is_file():
             raise ModelNotFoundError(f"{path} does not exist; an IR folder has {MODEL_NAME}/.bin")
     context_length = _context_length(folder)
-    _check_device(_CORE, config.device)
+    check_device(CORE, config.device)
     _refuse_contradictions(config)
-    config = with_profile(_CORE, folder, with_kv_precision(config))
+    config = with_profile(CORE, folder, _with_kv_precision(config))
     if "CACHE_DIR" in config.properties:
         cache = None  # the caller's own way to keep compiled models, or none at all
     cache = None if is_paged else cache
-    compiled, blob = (cache.load(_CORE, xml, config) if cache else None) or (None, None)
+    compiled, blob = (cache.load(CORE, xml, config) if cache else None) or (None, None)
     if compiled is None:
-        model = _read(_CORE, xml)
+        model = read_ir(CORE, xml)
         if is_paged:
             page_attention(model)
         gather_sampled_tokens(model, axis=0 if is_paged else 1)
-        properties = _properties(_CORE, config, weight_group(model))
-        compiled = _compile(_CORE, model, xml, config, properties)
+        properties = load_properties(CORE, config, weight_group(model))
+        compiled = _compile(CORE, model, xml, config, properties)
         if cache:
-            cache.store(_CORE, compiled, xml, config, properties)
+            cache.store(CORE, compiled, xml, config, properties)
     vocab = compiled.output(0).get_partial_shape()[-1]
     if vocab.is_dynamic:
         raise ModelFormatError(f"{xml}: the size of the vocabulary is not known from the graph")
     return LoadedModel(compiled, blob, context_length, vocab.get_length())
 
 
-def _read(core: ov.Core, xml: Path) -> ov.Model:
+def read_ir(core: ov.Core, xml: Path) -> ov.Model:
     try:
         return core.read_model(xml)
     except RuntimeError as exc:
@@ -130,7 +130,7 @@ def _refuse_contradictions(config: EngineConfig) -> None:
         )
 
 
-def _properties(core: ov.Core, config: EngineConfig, group: int | None) -> dict[str, Any]:
+def load_properties(core: ov.Core, config: EngineConfig, group: int | None) -> dict[str, Any]:
     """The compile properties: the precision's, and over them the caller's own."""
     if config.precision == "exact":
         supported = core.get_property(config.device, "SUPPORTED_PROPERTIES")
@@ -147,7 +147,7 @@ def _properties(core: ov.Core, config: EngineConfig, group: int | None) -> dict[
     }
 
 
-def with_kv_precision(config: EngineConfig) -> EngineConfig:
+def _with_kv_precision(config: EngineConfig) -> EngineConfig:
     """The config with its KV cache's precision as OpenVINO's property."""
     if config.kv_cache_precision is None:
         return config
@@ -165,10 +165,10 @@ def _prefers_f32(core: ov.Core, config: EngineConfig) -> bool:
     return "INFERENCE_PRECISION_HINT" not in config.properties and not has_amx(core)
 
 
-def _check_device(core: ov.Core, device: str) -> None:
+def check_device(core: ov.Core, device: str) -> None:
     base = device.split(":")[0].split(".")[0]
     available = core.available_devices
-    if base not in _VIRTUAL_DEVICES and base not in {name.split(".")[0] for name in available}:
+    if base not in VIRTUAL_DEVICES and base not in {name.split(".")[0] for name in available}:
         raise DeviceError(f"unknown device {device!r}; available here: {', '.join(available)}")
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ovgen.engine_config import GOALS
-from ovgen.errors import ModelFormatError, StorageError
+from ovgen.errors import ModelFormatError
+from ovgen.model.side_file import side_paths, write_side_file
 
 PROFILE_NAME = "ovgen_profile.json"
 VERSION = 1  # a file of another one is passed over
@@ -67,12 +68,8 @@ class Profile:
 
 
 def profile_paths(folder: Path) -> tuple[Path, Path]:
-    """Where profiles are: beside the model, or in OVGEN_HOME where that may not be written."""
-    from ovgen.hub.cache import home_folder, short_digest
-
-    folder = folder.absolute()
-    name = f"{folder.name}-{short_digest(str(folder))}.json"
-    return folder / PROFILE_NAME, home_folder() / "profiles" / name
+    """Where profiles are."""
+    return side_paths(folder, PROFILE_NAME, "profiles")
 
 
 def read_profiles(folder: Path) -> list[Profile]:
@@ -90,8 +87,6 @@ def store_profile(folder: Path, profile: Profile) -> Path:
     Raises:
         StorageError: it can be written neither beside the model nor in OVGEN_HOME.
     """
-    from ovgen.hub.cache import write_whole
-
     try:
         kept = read_profiles(folder)
     except ModelFormatError:  # what is damaged is written anew
@@ -100,15 +95,12 @@ def store_profile(folder: Path, profile: Profile) -> Path:
     kept = [*kept, profile][-_MAX_PROFILES:]
     content = {"version": VERSION, "profiles": [asdict(one) for one in kept]}
     written = json.dumps(content, indent=2).encode()
-    beside, at_home = profile_paths(folder)
-    try:
-        write_whole(beside, [written], origin=PROFILE_NAME)
-    except StorageError:
-        write_whole(at_home, [written], origin=PROFILE_NAME)
-        return at_home
-    with suppress(OSError):
-        at_home.unlink(missing_ok=True)
-    return beside
+    beside, at_home = paths = profile_paths(folder)
+    path = write_side_file(paths, written)
+    if path == beside:
+        with suppress(OSError):
+            at_home.unlink(missing_ok=True)
+    return path
 
 
 def remove_profiles(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ OpenVINO's PagedAttention transformation takes some graphs that it then computes
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence as Tokens
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -19,10 +19,11 @@ import openvino as ov
 from ovgen.engine.batch import ScheduledBatch, ScheduledSequence
 from ovgen.engine.sequence import Request, Sequence
 from ovgen.engine_config import EngineConfig
-from ovgen.errors import DeviceError, StorageError, UnsupportedModelError
+from ovgen.errors import StorageError, UnsupportedModelError
 from ovgen.model.loader import load_model
 from ovgen.model.paged_runner import PagedRunner
 from ovgen.model.profile import model_digest
+from ovgen.model.side_file import side_paths, write_side_file
 from ovgen.model.stateful_runner import StatefulRunner
 
 Runner: TypeAlias = StatefulRunner | PagedRunner
@@ -45,6 +46,7 @@ class Verdict:
         reason: why not.
         model: digest of the model's files.
         openvino: the version that it was checked with.
+        device: that it was checked on.
         version: of the check.
     """
 
@@ -52,18 +54,19 @@ class Verdict:
     reason: str
     model: str
     openvino: str
+    device: str
     version: int = _VERSION
 
 
-def recorded_verdict(folder: Path) -> Verdict | None:
-    """What was recorded of these model files with this OpenVINO, if anything sound was."""
-    wanted = (model_digest(folder), ov.get_version(), _VERSION)
-    for path in _paths(folder):
+def recorded_verdict(folder: Path, device: str) -> Verdict | None:
+    """What was recorded of these model files on a device, if anything sound was."""
+    wanted = (model_digest(folder), ov.get_version(), device, _VERSION)
+    for path in side_paths(folder, VERDICT_NAME, "paged"):
         try:
             verdict = Verdict(**json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError, RecursionError):
             continue
-        if (verdict.model, verdict.openvino, verdict.version) == wanted:
+        if (verdict.model, verdict.openvino, verdict.device, verdict.version) == wanted:
             return verdict if isinstance(verdict.is_right, bool) else None
     return None
 
@@ -72,10 +75,15 @@ def check_paging(folder: Path, device: str) -> Verdict:
     """Compare both runners on a few tokens in exact precision, and record the verdict.
 
     Takes two compilations, one after the other.
+
+    Raises:
+        DeviceError: the device failed, which says nothing of the graph.
     """
     reason = _difference(folder, EngineConfig(device=device, precision="exact"))
-    verdict = Verdict(reason is None, reason or "", model_digest(folder), ov.get_version())
-    _record(folder, verdict)
+    verdict = Verdict(reason is None, reason or "", model_digest(folder), ov.get_version(), device)
+    content = json.dumps(asdict(verdict)).encode()
+    with suppress(StorageError):  # only costs the next load the check
+        write_side_file(side_paths(folder, VERDICT_NAME, "paged"), content)
     return verdict
 
 
@@ -94,7 +102,7 @@ def _difference(folder: Path, config: EngineConfig) -> str | None:
         paged = PagedRunner(loaded.compiled, num_blocks=num_blocks, max_running_requests=2)
         found = _together(paged, prompts)
         paged.close()
-    except (UnsupportedModelError, DeviceError) as exc:
+    except UnsupportedModelError as exc:
         return str(exc)
     for number, (row, other) in enumerate(zip(wanted, found, strict=True)):
         allowed = _TOLERANCE * float(row.max() - row.min())
@@ -107,13 +115,13 @@ def _difference(folder: Path, config: EngineConfig) -> str | None:
     return None
 
 
-def _alone(runner: Runner, number: int, prompt: Tokens[int]) -> npt.NDArray[np.float32]:
-    return _step(runner, [(_sequence(number, prompt), len(prompt))])[0]
+def _alone(runner: Runner, number: int, prompt: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    return _step(runner, [(Sequence(number, prompt), len(prompt))])[0]
 
 
 def _together(runner: PagedRunner, prompts: list[tuple[int, ...]]) -> list[npt.NDArray[np.float32]]:
     """In one batch, with a cut in the first prompt, and the last tokens one by one."""
-    rows = [_sequence(number, prompt) for number, prompt in enumerate(prompts)]
+    rows = [Sequence(number, prompt) for number, prompt in enumerate(prompts)]
     first = 0
     for row in rows:
         stop = first + -(-row.num_tokens // runner.block_size)
@@ -144,10 +152,6 @@ def _step(runner: Runner, rows: list[tuple[Sequence, int]]) -> list[npt.NDArray[
     return [row.copy() for row in logits]
 
 
-def _sequence(number: int, prompt: Tokens[int]) -> Sequence:
-    return Sequence(number, tuple(prompt))
-
-
 def _long(folder: Path) -> int:
     """Tokens of the longer probe: beyond a sliding window, where there is one."""
     try:
@@ -157,22 +161,3 @@ def _long(folder: Path) -> int:
         window = None
     is_known = isinstance(window, int) and 0 < window <= _MAX_WINDOW
     return max(_LENGTHS[0], window + _LENGTHS[1]) if is_known else _LENGTHS[0]
-
-
-def _paths(folder: Path) -> tuple[Path, Path]:
-    """Beside the model, or in OVGEN_HOME where that may not be written."""
-    from ovgen.hub.cache import home_folder, short_digest
-
-    name = f"{folder.name}-{short_digest(str(folder.absolute()))}.json"
-    return folder / VERDICT_NAME, home_folder() / "paged" / name
-
-
-def _record(folder: Path, verdict: Verdict) -> None:
-    from ovgen.hub.cache import write_whole
-
-    for path in _paths(folder):
-        try:
-            write_whole(path, [json.dumps(asdict(verdict)).encode()], origin=VERDICT_NAME)
-        except StorageError:  # only costs the next load the check
-            continue
-        return

@@ -200,15 +200,6 @@ def test_salts_do_not_share():
     assert blocks.match(make_sequence(*range(8)), 8, b"a") == 8
 
 
-def test_fingerprints_make_other_digests():
-    digests = []
-    for fingerprint in (b"", b"a", b"b"):
-        blocks = BlockManager(9, 4, fingerprint=fingerprint)
-        computed(blocks, *range(8))
-        digests += blocks._cached
-    assert len(set(digests)) == 6
-
-
 def test_forks_and_their_parent_are_found():
     blocks = BlockManager(9, 2)
     parent = computed(blocks, 1, 2, 3)

@@ -138,9 +138,14 @@ def test_a_request_that_can_never_fit_is_refused_with_the_figures():
         assert len(llm.generate([5] * 10, ignore_eos=True, max_new_tokens=54).token_ids) == 54
 
 
-def test_the_kv_cache_in_other_precisions():
-    for precision in ("u8", "f16", "f32"):
-        with LLM(TINY / "llama", attention_backend="paged", kv_cache_precision=precision) as llm:
-            several = prompts(4, 70)
-            together = tokens(llm, several, max_new_tokens=40, num_beams=3)
-            assert len(together) == 4
+@pytest.mark.parametrize(("precision", "off"), [("u8", 1.0), ("f16", 0.02), ("f32", 0.002)])
+def test_the_kv_cache_has_the_precision_asked_for(precision: str, off: float):
+    prompt, text = prompts(1, 70)[0], list(range(20, 80))
+    options = {"kv_cache_precision": precision, "token_budget": 8}
+    with LLM(TINY / "llama", attention_backend="paged", **options) as llm:
+        types = {kind for _, kind, _ in llm._service.open()._runner.block_store.layout["tensors"]}
+        assert types == {precision}
+        (found,) = llm.score(prompt, [text])
+    with stateful("llama") as exact:
+        (wanted,) = exact.score(prompt, [text])
+    assert found.logprobs == pytest.approx(wanted.logprobs, abs=off)
