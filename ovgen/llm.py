@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from ovgen.decoding.processing import UserProcessor
 from ovgen.engine.engine import Engine
@@ -26,10 +26,12 @@ from ovgen.model.resolve import compiled_cache_folder, resolve_folder
 from ovgen.outputs import PerplexityOutput, RequestOutput, ScoreOutput
 from ovgen.paging import PagingUpgrade
 from ovgen.scoring import ScoredText, continuation, windows
-from ovgen.session.session import Session, load_session, new_session
 from ovgen.text.chat_template import ChatTemplate, load_chat_template
 from ovgen.text.prompt_encoder import PromptEncoder, plain_token_ids
 from ovgen.text.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from ovgen.session.session import Session
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -289,6 +291,8 @@ class LLM:
         Args:
             seed: that those of its turns are derived from; None: one from the system's entropy.
         """
+        from ovgen.session.session import new_session
+
         return new_session(self, seed)
 
     def load_session(self, path: str | os.PathLike[str]) -> Session:
@@ -305,6 +309,8 @@ class LLM:
             RequestError: it is a session of another model.
             StorageError: it cannot be read.
         """
+        from ovgen.session.session import load_session
+
         return load_session(self, path)
 
     def score(self, prompt: Prompt, continuations: Sequence[Prompt]) -> list[ScoreOutput]:

@@ -22,7 +22,8 @@ FOUNDATION = {
     *("generation_config", "engine_config", "outputs"),
 }
 PURE_ENGINE = {
-    *("engine/sequence.py", "engine/batch.py", "engine/block_manager.py", "engine/scheduler.py"),
+    *("engine/sequence.py", "engine/batch.py", "engine/block_manager.py", "engine/lockstep.py"),
+    "engine/scheduler.py",
 }
 ENGINE_TYPES = {"engine.batch", "engine.sequence"}  # what the seam to the runner is made of
 PEER_WORKERS = {f"bench/{name}_worker.py" for name in ("genai", "llama_cpp", "optimum")}

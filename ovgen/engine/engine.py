@@ -6,16 +6,13 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Sequences
 from itertools import count
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from ovgen.decoding.candidates import Workspace
 from ovgen.engine.batch import ScheduledBatch
 from ovgen.engine.block_manager import BlockManager
+from ovgen.engine.model_runner import ModelRunner
 from ovgen.engine.output_processor import Arrival, OutputProcessor
-from ovgen.engine.prefix_transfer import BlockStore, PrefixPart, PrefixTransfer
+from ovgen.engine.prefix_transfer import PrefixPart, PrefixTransfer
 from ovgen.engine.request_builder import Prompt, RequestBuilder
 from ovgen.engine.scheduler import Scheduler
 from ovgen.engine.selection import Selection, select
@@ -31,43 +28,6 @@ _LOGITS_SIZE = 1 << 24
 _SLICE = 0.05
 
 Emitted = tuple[Request, StreamChunk | OvgenError]
-
-
-class ModelRunner(Protocol):
-    """The only seam to OpenVINO: computes batches, and holds the KV cache."""
-
-    @property
-    def max_running_requests(self) -> int:
-        """Requests that may share a batch."""
-
-    @property
-    def has_padding(self) -> bool:
-        """Whether rows of a request may begin later than others."""
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of the KV cache; 0 where the graph keeps it itself."""
-
-    @property
-    def block_size(self) -> int:
-        """Tokens in a block."""
-
-    @property
-    def block_store(self) -> BlockStore | None:
-        """The content of the blocks; None where there are none."""
-
-    def start(self, batch: ScheduledBatch) -> None:
-        """Begin to compute a batch; one at a time."""
-
-    def wait(self, timeout: float) -> npt.NDArray[np.float32] | None:
-        """The logits [num_logits, vocab] of the batch begun, valid until the next `start`; None
-        where they are not there after ``timeout`` seconds."""
-
-    def reset(self) -> None:
-        """Forget everything computed, a batch under way with it."""
-
-    def close(self) -> None:
-        """Free the model."""
 
 
 class Engine:

@@ -13,14 +13,14 @@ from collections.abc import Sequence as Choices
 
 from ovgen.engine.batch import ScheduledBatch, ScheduledSequence
 from ovgen.engine.block_manager import BlockCopy, BlockManager
+from ovgen.engine.lockstep import next_tokens, num_shared_tokens
 from ovgen.engine.sequence import Choice, FinishReason, Request, Sequence
 
 
 class Scheduler:
     """First come, first served within a priority, at most ``max_running_requests`` at a time.
 
-    A request's sequences move in lockstep: in one step each takes as many tokens, and the longest
-    begin first, so that all reach their ends together. This is what a stateful graph can do.
+    A request's sequences move in lockstep; see `ovgen.engine.lockstep`.
 
     Where blocks run out the request served last gives its own back: it waits, and is computed anew.
 
@@ -85,7 +85,7 @@ class Scheduler:
         scheduled: list[ScheduledSequence] = []
         copies: list[BlockCopy] = []
         for request in self._in_turn():
-            items = self._next_tokens(request, budget)
+            items = next_tokens(request, budget, self._logits_budget)
             copied = self._reserve(request, items)
             if copied is None:
                 break
@@ -140,7 +140,7 @@ class Scheduler:
                 if request.score_from is not None:
                     limit = min(limit, request.score_from + len(row.prompt_logprobs))
                 if is_led:  # and one step at the least, after which the others share all of it
-                    limit = min(limit, _num_shared(request, row, first) - 1)
+                    limit = min(limit, num_shared_tokens(request, row, first) - 1)
                 row.num_computed_tokens = self._blocks.match(row, limit, request.cache_salt)
 
     def _reserve(self, request: Request, items: list[ScheduledSequence]) -> list[BlockCopy] | None:
@@ -187,26 +187,6 @@ class Scheduler:
         for sequence in request.sequences:
             for row in sequence.rows:
                 row.num_computed_tokens = 0
-
-    def _next_tokens(self, request: Request, budget: int) -> list[ScheduledSequence]:
-        """What a request computes next: the same number of tokens of each row that has begun."""
-        missing = _missing_tokens(request)
-        if not missing:
-            return []
-        if request.max_output_tokens == 0:  # scores: rows end as they are done
-            begun, count = missing, min(number for _, number in missing)
-        else:
-            longest = max(number for _, number in missing)
-            begun = [(row, number) for row, number in missing if number == longest]
-            count = longest - max((n for _, n in missing if n < longest), default=0)
-        # A row of a request takes one token at the least, however many there are of them.
-        count = max(1, min(count, budget // len(begun)))
-        if request.score_from is not None:
-            count = max(1, min(count, self._logits_budget // len(begun)))
-        return [
-            ScheduledSequence(request, row, count, _num_logits(request, row, count))
-            for row, _ in begun
-        ]
 
     def update(
         self, batch: ScheduledBatch, choices: Mapping[int, Choices[Choice]]
@@ -389,40 +369,6 @@ def _cut_to_the_shortest(sequences: list[Sequence]) -> None:
     shortest = min((len(sequence.output_token_ids) for sequence in sequences), default=0)
     for sequence in sequences:
         del sequence.output_token_ids[shortest:]
-
-
-def _missing_tokens(request: Request) -> list[tuple[Sequence, int]]:
-    """The rows that are to be computed now, with the number of tokens they lack."""
-    first, *others = request.unfinished
-    if others and first.num_computed_tokens < request.num_shared_tokens:
-        rows = [(row, _num_shared(request, row, first)) for row in first.rows]
-    else:
-        rows = [
-            (row, request.num_wanted_tokens(row))
-            for sequence in (first, *others)
-            for row in sequence.rows
-        ]
-    return [(row, wanted - row.num_computed_tokens) for row, wanted in rows]
-
-
-def _num_shared(request: Request, row: Sequence, first: Sequence) -> int:
-    """How many tokens of a row of the first sequence the others have in common with it."""
-    return request.num_shared_tokens + row.num_tokens - first.num_tokens
-
-
-def _num_logits(request: Request, row: Sequence, count: int) -> int:
-    """How many of the next ``count`` tokens of a row need their logits."""
-    end = row.num_computed_tokens + count
-    is_last = end == row.num_tokens and request.max_output_tokens > 0
-    if request.score_from is None or not _is_scored(request, row):
-        return int(is_last)
-    first = max(request.score_from + len(row.prompt_logprobs), row.num_computed_tokens)
-    num_prompt = min(end, len(row.prompt_token_ids) - 1)
-    return end - first if first < num_prompt else int(is_last)
-
-
-def _is_scored(request: Request, row: Sequence) -> bool:
-    return any(row is sequence for sequence in request.sequences)
 
 
 def _append(request: Request, sequence: Sequence, choice: Choice, token_id: int) -> None:
