@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from ovgen.decoding.arrays import Indices, Logits
+from ovgen.decoding.arrays import Indices, Logits, top_indices
 from ovgen.decoding.random import Draws
 
 EarlyStopping = bool | Literal["never"]
@@ -179,10 +179,9 @@ def best_candidates(continuations: Sequence[tuple[Indices, Logits]], count: int)
     parents = np.repeat(np.arange(len(continuations)), [len(ids) for ids, _ in continuations])
     token_ids = np.concatenate([ids for ids, _ in continuations])
     scores = np.concatenate([scores for _, scores in continuations])
-    order = np.argsort(-scores, kind="stable")[:count]
     return [
         Candidate(int(parents[i]), int(token_ids[i]), float(scores[i]))
-        for i in order.tolist()
+        for i in top_indices(scores, count).tolist()
         if scores[i] > -math.inf
     ]
 
