@@ -7,14 +7,13 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from ovgen.decoding import truncation
+from ovgen.decoding import nucleus, truncation
 from ovgen.decoding.arrays import Logits
-from ovgen.decoding.candidates import Candidates, Workspace
+from ovgen.decoding.candidates import Candidates, Workspace, weights_of
+from ovgen.decoding.cumulative import CumulativeWeights
 from ovgen.decoding.random import Draws
 from ovgen.decoding.truncation import FEW, Truncation
 from ovgen.generation_config import GenerationConfig
-
-_BLOCK = 512
 
 
 def greedy(logits: npt.NDArray[np.float32]) -> list[int]:
@@ -44,6 +43,8 @@ class Sampler:
     def __init__(self, config: GenerationConfig, min_keep: int = 1) -> None:
         self._temperature = np.float32(config.temperature or 1.0)
         self._steps = tuple(_truncations(config, min_keep))
+        is_top_p_alone = [name for name, _ in self._steps] == ["top_p"]
+        self._nucleus = config.top_p if is_top_p_alone and min_keep == 1 else None
         self._xtc_probability = config.xtc_probability or 0.0
         self._tau = config.mirostat_tau
         self._eta = config.mirostat_eta or 0.0
@@ -89,8 +90,15 @@ class Sampler:
         """A token drawn by its logits [vocab], and Mirostat's next ``mu``.
 
         The token is the first, by id, at which the cumulative probability exceeds the uniform
-        number drawn. ``may_forbid`` as in `warp`.
+        number drawn; with top-p alone, the first such of all tokens that is in the nucleus (see
+        `nucleus`). ``may_forbid`` as in `warp`.
         """
+        if self._nucleus is not None:
+            size = len(logits)
+            weights = weights_of(logits, workspace.row("weights", size), self._temperature)
+            token_id = nucleus.draw(weights, self._nucleus, draws, workspace.mask(size))
+            if token_id is not None:
+                return token_id, None
         candidates = self.warp(logits, workspace, draws, may_forbid=may_forbid)
         if mu is not None:
             candidates.narrow(truncation.mirostat(mu)(candidates))
@@ -110,19 +118,7 @@ def pick(weights: Logits, uniform: float) -> int:
     """
     if len(weights) <= FEW:
         return _pick_of_few(weights.tolist(), uniform)
-    if len(weights) <= 2 * _BLOCK:
-        return _pick(weights, uniform * float(np.add.reduce(weights, dtype=np.float64)))
-    # By blocks: a running sum over the whole vocabulary would take longer than all the rest.
-    whole = len(weights) // _BLOCK * _BLOCK
-    sums = weights[:whole].reshape(-1, _BLOCK).sum(axis=1).astype(np.float64)
-    if whole < len(weights):
-        sums = np.append(sums, weights[whole:].sum(dtype=np.float64))
-    bounds = np.add.accumulate(sums)
-    target = uniform * float(bounds[-1])
-    block = min(int(bounds.searchsorted(target, side="right")), len(bounds) - 1)
-    before = float(bounds[block - 1]) if block else 0.0
-    start = block * _BLOCK
-    return start + _pick(weights[start : start + _BLOCK], target - before)
+    return CumulativeWeights(weights).index_at(uniform)
 
 
 def _pick_of_few(weights: list[float], uniform: float) -> int:
@@ -133,15 +129,6 @@ def _pick_of_few(weights: list[float], uniform: float) -> int:
             return index
         last = index if weight else last
     return last
-
-
-def _pick(weights: Logits, target: float) -> int:
-    bounds = np.add.accumulate(weights, dtype=np.float64)
-    index = int(bounds.searchsorted(target, side="right"))
-    if index < len(weights):
-        return index
-    # The target is the total, by rounding: the last that has any weight.
-    return int(np.flatnonzero(weights)[-1])
 
 
 def _truncations(config: GenerationConfig, min_keep: int) -> list[tuple[str, Truncation]]:

@@ -70,6 +70,7 @@ def draw(logits: np.ndarray, config: GenerationConfig) -> np.ndarray:
         {"top_k": 0, "temperature": 0.7},
         {"top_k": 12, "temperature": 1.5},
         {"top_k": 0, "top_p": 0.8},
+        {"top_k": 0, "top_p": 0.35, "temperature": 2.0},  # most draws fall outside the nucleus
         {"top_k": 30, "top_p": 0.9, "min_p": 0.02, "temperature": 0.9},
     ],
 )

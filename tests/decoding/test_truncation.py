@@ -231,7 +231,9 @@ def test_against_the_naive_one(name: str, data: st.DataObject, row: np.ndarray, 
     expected, is_close = naive(row, value, min_keep)
     assume(not is_close)
     kept = keep(getattr(truncation, name)(value, min_keep), row)
-    assert np.sort(row[kept]).tolist() == np.sort(row[expected]).tolist()
+    assert len(kept) == len(expected)
+    # Logits that differ by less have equal weights in float32.
+    np.testing.assert_allclose(np.sort(row[kept]), np.sort(row[expected]), atol=1e-6)
 
 
 @given(row=rows(), n=st.floats(0.1, 6))
