@@ -5,17 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-import numpy as np
 import openvino as ov
-from openvino import opset15 as op
 
 from ovgen.errors import UnsupportedModelError
 from ovgen.model.device_errors import first_line
 
-SAMPLED_TOKENS = "sampled_tokens_indices"
-
-# What may stand between the head's matmul and the logits: a bias, a scale, soft-capping, a cast.
-_ELEMENTWISE = frozenset({"Add", "Subtract", "Multiply", "Divide", "Tanh", "Convert"})
 INTEGER_WEIGHTS = (ov.Type.i4, ov.Type.u4, ov.Type.i8, ov.Type.u8)
 
 
@@ -36,58 +30,6 @@ def page_attention(model: ov.Model) -> None:
         raise UnsupportedModelError(
             f"the graph's attention cannot be paged: {first_line(exc)}"
         ) from exc
-
-
-def gather_sampled_tokens(model: ov.Model, axis: int = 1) -> bool:
-    """Compute logits only where they are wanted: a long prompt needs those of its last token.
-
-    Adds the input ``sampled_tokens_indices`` [num] int64, positions in the step's tokens, and
-    gathers the hidden states by it before the head: logits become [batch, num, vocab], or with
-    paged attention [num, 1, vocab].
-
-    Args:
-        model: changed in place.
-        axis: of the tokens; 0 with paged attention.
-
-    Returns:
-        False where the head was not found; the graph is then as it was.
-    """
-    head = _find_head(model.output(0).get_node().input_value(0).get_node())
-    if head is None:
-        return False
-    hidden = head.input_value(0)
-    indices = op.parameter([-1], ov.Type.i64, name=SAMPLED_TOKENS)
-    indices.output(0).set_names({SAMPLED_TOKENS})
-    gathered = op.gather(hidden, indices, op.constant(np.int64(axis)))
-    head.input(0).replace_source_output(gathered.output(0))
-    model.add_parameters([indices])
-    model.validate_nodes_and_infer_types()
-    return True
-
-
-def _find_head(node: ov.Node) -> ov.Node | None:
-    """The matmul that makes the logits [batch, tokens, vocab], up from its last elementwise op."""
-    while node.get_type_name() in _ELEMENTWISE:
-        parents = [value.get_node() for value in node.input_values()]
-        data = [parent for parent in parents if parent.get_type_name() != "Constant"]
-        # A constant may come through a cast from half precision.
-        data = [parent for parent in data if not _is_cast_constant(parent)]
-        if len(data) != 1:
-            return None
-        node = data[0]
-    is_head = (
-        node.get_type_name() == "MatMul"
-        and node.input_value(0).get_partial_shape().rank == ov.Dimension(3)
-        and not node.get_attributes()["transpose_a"]
-    )
-    return node if is_head else None
-
-
-def _is_cast_constant(node: ov.Node) -> bool:
-    return (
-        node.get_type_name() == "Convert"
-        and node.input_value(0).get_node().get_type_name() == "Constant"
-    )
 
 
 def weight_group(model: ov.Model) -> int | None:

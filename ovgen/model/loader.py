@@ -18,8 +18,9 @@ from ovgen.generation_file import read_json
 from ovgen.model.compiled_cache import CompiledCache
 from ovgen.model.cpu import has_amx
 from ovgen.model.device_errors import first_line
-from ovgen.model.graph_passes import gather_sampled_tokens, page_attention, weight_group
+from ovgen.model.graph_passes import page_attention, weight_group
 from ovgen.model.profile import with_profile
+from ovgen.model.sampled_tokens import gather_sampled_tokens
 
 MODEL_NAME = "openvino_model.xml"
 

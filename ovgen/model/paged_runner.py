@@ -13,10 +13,10 @@ from ovgen.engine.batch import ScheduledBatch, ScheduledSequence
 from ovgen.errors import UnsupportedModelError
 from ovgen.model.block_store import BlockStore
 from ovgen.model.device_errors import device_error
-from ovgen.model.graph_passes import SAMPLED_TOKENS
 from ovgen.model.inference import Inference
 from ovgen.model.input_tensors import InputTensors
 from ovgen.model.kv_cache import KVCache, block_size, is_cache_input
+from ovgen.model.sampled_tokens import SAMPLED_TOKENS
 
 _INPUTS = {
     "input_ids",

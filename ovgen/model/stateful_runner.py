@@ -16,9 +16,9 @@ import openvino as ov
 from ovgen.engine.batch import ScheduledBatch, ScheduledSequence
 from ovgen.errors import UnsupportedModelError
 from ovgen.model.device_errors import device_error
-from ovgen.model.graph_passes import SAMPLED_TOKENS
 from ovgen.model.inference import Inference
 from ovgen.model.input_tensors import InputTensors, Values
+from ovgen.model.sampled_tokens import SAMPLED_TOKENS
 
 _CACHE_POSITION = "cache_position"
 _KNOWN_INPUTS = {

@@ -19,8 +19,8 @@ import pytest
 
 from ovgen.engine_config import EngineConfig
 from ovgen.llm import LLM
-from ovgen.model.graph_passes import SAMPLED_TOKENS
 from ovgen.model.loader import load_model
+from ovgen.model.sampled_tokens import SAMPLED_TOKENS
 
 pytestmark = pytest.mark.model
 
