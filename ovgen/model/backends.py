@@ -81,7 +81,7 @@ class Backends:
     def stateful(self) -> Backend:
         """One request at a time; the KV cache is in the graph."""
         loaded = load_model(self._folder, self._config, self._cache)
-        runner = StatefulRunner(loaded.compiled, loaded.blob)
+        runner = StatefulRunner(loaded.compiled, loaded.blobs, head=loaded.head)
         budget = self._config.token_budget or _STATEFUL_BUDGET
         return _backend(runner, min(budget, runner.max_batch_tokens or budget), loaded)
 
@@ -107,6 +107,7 @@ class Backends:
             loaded.compiled,
             num_blocks=num_blocks(loaded.compiled, self._config, loaded.context_length),
             max_running_requests=self._config.max_num_seqs or _MAX_SEQS,
+            head=loaded.head,
         )
         return _backend(runner, self._config.token_budget or _PAGED_BUDGET, loaded)
 

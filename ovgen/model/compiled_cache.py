@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import openvino as ov
 
 from ovgen.engine_config import EngineConfig
 
-_VERSION = 2  # of the file's layout and of the graph passes
+_VERSION = 3  # of the file's layout and of the graph passes
 _MAX_AGE = 60 * 24 * 3600.0  # seconds since the last use
 _HEADER_SIZE = 4096  # a page, so that the blob behind it can be mapped
 
@@ -34,7 +34,8 @@ class CachedModel(NamedTuple):
 
 
 class CompiledCache:
-    """One file a model and set of options: a JSON header of one page, then OpenVINO's blob.
+    """For a model and set of options a file of each part: a JSON header of one page, then
+    OpenVINO's blob.
 
     A file that does not fit is passed over and written anew; a folder that cannot be written
     only costs the compilation.
@@ -46,44 +47,44 @@ class CompiledCache:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def load(self, core: ov.Core, xml: Path, config: EngineConfig) -> CachedModel | None:
-        """The compiled model of an IR, or None where there is none that fits."""
+    def load(self, core: ov.Core, xml: Path, config: EngineConfig) -> list[CachedModel] | None:
+        """The compiled parts of an IR's model, or None where there are none that fit."""
+        parts: list[CachedModel] = []
         path = self._path(core, xml, config)
         try:
-            with path.open("rb") as file:
-                header = json.loads(file.read(_HEADER_SIZE))
-            if header["size"] != path.stat().st_size - _HEADER_SIZE:
-                return None
-            # Copy on write: OpenVINO takes no read-only memory, and writes none of it.
-            blob = np.asarray(np.memmap(path, np.uint8, "c", offset=_HEADER_SIZE))
-            tensor = ov.Tensor(blob, shared_memory=True)
-            compiled = core.import_model(tensor, config.device, header["properties"])
-            with contextlib.suppress(OSError):
-                os.utime(path)  # used today
-            return CachedModel(compiled, blob)
+            while True:
+                part, num_parts = _read(core, _part(path, len(parts)), config.device)
+                parts.append(part)
+                if len(parts) >= num_parts:
+                    return parts
         except (OSError, ValueError, KeyError, TypeError, RuntimeError):
             return None
 
     def store(
         self,
         core: ov.Core,
-        compiled: ov.CompiledModel,
+        parts: Sequence[ov.CompiledModel],
         xml: Path,
         config: EngineConfig,
-        properties: Mapping[str, Any],
+        properties: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Keep a compiled model, and drop those of this IR's earlier content."""
+        """Keep the compiled parts of a model, each with its properties, and drop those of this IR's
+        earlier content."""
         path = self._path(core, xml, config)
-        try:
-            blob = compiled.export_model().getbuffer()
-        except RuntimeError:  # a device that cannot export
-            return
-        header = json.dumps({"size": len(blob), "properties": dict(properties)}, default=str)
-        if len(header) > _HEADER_SIZE:
-            return
+        # The first comes last: with it the model is there.
+        for number, (compiled, own) in reversed([*enumerate(zip(parts, properties, strict=True))]):
+            try:
+                blob = compiled.export_model().getbuffer()
+            except RuntimeError:  # a device that cannot export
+                return
+            facts = {"size": len(blob), "num_parts": len(parts), "properties": dict(own)}
+            header = json.dumps(facts, default=str)
+            if len(header) > _HEADER_SIZE:
+                return
+            with contextlib.suppress(OSError):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._write(_part(path, number), header.encode().ljust(_HEADER_SIZE), blob)
         with contextlib.suppress(OSError):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._write(path, header.encode().ljust(_HEADER_SIZE), blob)
             self._prune(path)
 
     def _prune(self, path: Path) -> None:
@@ -122,6 +123,25 @@ class CompiledCache:
         parts = (str(xml.absolute()), content, options)
         name = "-".join(hashlib.sha256(repr(part).encode()).hexdigest()[:16] for part in parts)
         return self._folder / f"{name}.blob"
+
+
+def _part(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path
+
+
+def _read(core: ov.Core, path: Path, device: str) -> tuple[CachedModel, int]:
+    """A part, and how many its model has."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(_HEADER_SIZE))
+    if header["size"] != path.stat().st_size - _HEADER_SIZE:
+        raise ValueError(f"{path} was not written whole")
+    # Copy on write: OpenVINO takes no read-only memory, and writes none of it.
+    blob = np.asarray(np.memmap(path, np.uint8, "c", offset=_HEADER_SIZE))
+    tensor = ov.Tensor(blob, shared_memory=True)
+    compiled = core.import_model(tensor, device, header["properties"])
+    with contextlib.suppress(OSError):
+        os.utime(path)  # used today
+    return CachedModel(compiled, blob), int(header["num_parts"])
 
 
 def _identity(core: ov.Core, device: str) -> list[str]:

@@ -26,10 +26,20 @@ def has_smt() -> bool:
 
 def has_amx(core: ov.Core) -> bool:
     """Whether the CPU has matrix units for bfloat16 (AMX), and OpenVINO uses bfloat16 on it."""
+    return _computes_bf16_by(core, "amx_bf16")
+
+
+def has_bf16(core: ov.Core) -> bool:
+    """Whether the CPU multiplies bfloat16 vectors, and OpenVINO uses them: it emulates them where
+    the CPU does not, at the speed of float32."""
+    return _computes_bf16_by(core, "avx512_bf16")
+
+
+def _computes_bf16_by(core: ov.Core, flag: str) -> bool:
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return False
     flags = _first_line(_CPU_INFO, "flags")
-    return flags is not None and "amx_bf16" in flags.split()
+    return flags is not None and flag in flags.split()
 
 
 def _first_line(path: Path, start: str) -> str | None:

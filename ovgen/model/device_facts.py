@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import openvino as ov
-
 from ovgen.engine_config import EngineConfig
 from ovgen.errors import ConfigError
 from ovgen.model.cpu import has_smt, num_cpus
-from ovgen.model.graph_passes import INTEGER_WEIGHTS, weight_group
+from ovgen.model.graph_passes import has_integer_weights, weight_group
 from ovgen.model.loader import (
     CORE,
     MODEL_NAME,
@@ -26,7 +23,6 @@ from ovgen.model.profile import model_digest, this_machine
 from ovgen.model.profile_file import Machine
 
 _PRECISIONS = {"BF16": "bf16", "FP16": "f16"}  # a capability -> the precision that it is
-_MATRIX = 256  # elements that a matrix of weights has at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +63,6 @@ def device_facts(folder: Path, device: str) -> DeviceFacts:
         raise ConfigError(f"{device} stands for other devices; tune one of those, as CPU or GPU")
     check_device(CORE, device)
     model = read_ir(CORE, folder / MODEL_NAME)
-    group = weight_group(model)
     settable = CORE.get_property(device, "SUPPORTED_PROPERTIES")
     capabilities = CORE.get_property(device, "OPTIMIZATION_CAPABILITIES")
     kv_precision = None
@@ -80,21 +75,12 @@ def device_facts(folder: Path, device: str) -> DeviceFacts:
         kv_precision=kv_precision,
         num_cpus=num_cpus(),
         has_smt=has_smt(),
-        has_integer_weights=_has_integer_weights(model),
-        weight_group=group,
-        default=load_properties(CORE, EngineConfig(device=device), group),
+        has_integer_weights=has_integer_weights(model),
+        weight_group=weight_group(model),
+        default=load_properties(CORE, EngineConfig(device=device), model),
     )
 
 
 def identity(folder: Path, device: str) -> tuple[Machine, str]:
     """What a profile is valid for: the machine, and the digest of the model's files."""
     return this_machine(CORE, device), model_digest(folder)
-
-
-def _has_integer_weights(model: ov.Model) -> bool:
-    return any(
-        node.get_type_name() == "Constant"
-        and node.get_element_type() in INTEGER_WEIGHTS
-        and math.prod(node.get_output_shape(0)) >= _MATRIX
-        for node in model.get_ops()
-    )

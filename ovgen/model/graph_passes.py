@@ -10,7 +10,8 @@ import openvino as ov
 from ovgen.errors import UnsupportedModelError
 from ovgen.model.device_errors import first_line
 
-INTEGER_WEIGHTS = (ov.Type.i4, ov.Type.u4, ov.Type.i8, ov.Type.u8)
+_MATRIX = 256  # elements that a matrix of weights has at least
+_INTEGERS = (ov.Type.i4, ov.Type.u4, ov.Type.i8, ov.Type.u8)
 
 
 def page_attention(model: ov.Model) -> None:
@@ -36,8 +37,18 @@ def weight_group(model: ov.Model) -> int | None:
     """The group of neighbours that share a scale in most weights; None where none does."""
     sizes: Counter[int] = Counter()
     for node in model.get_ops():
-        if node.get_type_name() == "Constant" and node.get_element_type() in INTEGER_WEIGHTS:
+        if node.get_type_name() == "Constant" and node.get_element_type() in _INTEGERS:
             shape = node.get_output_shape(0)
             if len(shape) == 3:
                 sizes[shape[2]] += math.prod(shape)
     return max(sizes, key=lambda group: sizes[group], default=None)
+
+
+def has_integer_weights(model: ov.Model) -> bool:
+    """Whether any matrix of weights is stored as integers."""
+    return any(
+        node.get_type_name() == "Constant"
+        and node.get_element_type() in _INTEGERS
+        and math.prod(node.get_output_shape(0)) >= _MATRIX
+        for node in model.get_ops()
+    )

@@ -16,11 +16,12 @@ from ovgen.engine_config import EngineConfig
 from ovgen.errors import ConfigError, DeviceError, ModelFormatError, ModelNotFoundError
 from ovgen.generation_file import read_json
 from ovgen.model.compiled_cache import CompiledCache
-from ovgen.model.cpu import has_amx
+from ovgen.model.cpu import has_amx, has_bf16
 from ovgen.model.device_errors import first_line
-from ovgen.model.graph_passes import page_attention, weight_group
+from ovgen.model.graph_passes import has_integer_weights, page_attention, weight_group
 from ovgen.model.profile import with_profile
 from ovgen.model.sampled_tokens import gather_sampled_tokens
+from ovgen.model.split_head import split_head
 
 MODEL_NAME = "openvino_model.xml"
 
@@ -42,6 +43,8 @@ _EXACT = {
     "KV_CACHE_PRECISION": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
 }
+_PRECISION = "INFERENCE_PRECISION_HINT"
+_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 _DYNAMIC_GROUP = 64
 VIRTUAL_DEVICES = ("AUTO", "MULTI", "HETERO", "BATCH")
 
@@ -50,11 +53,18 @@ VIRTUAL_DEVICES = ("AUTO", "MULTI", "HETERO", "BATCH")
 class LoadedModel:
     """A compiled model and what its config says of it.
 
-    ``blob`` is the mapping that a model from the cache has its weights in: it must outlive it.
+    Attributes:
+        compiled: the model, or its body, whose output are hidden states.
+        head: makes logits of them; None where ``compiled`` does so itself.
+        blobs: the mappings that models from the cache have their weights in: they must outlive
+            them.
+        context_length: most tokens of a sequence.
+        vocab_size: of the logits.
     """
 
     compiled: ov.CompiledModel
-    blob: npt.NDArray[np.uint8] | None
+    head: ov.CompiledModel | None
+    blobs: tuple[npt.NDArray[np.uint8], ...]
     context_length: int
     vocab_size: int
 
@@ -89,20 +99,37 @@ def load_model(
     if "CACHE_DIR" in config.properties:
         cache = None  # the caller's own way to keep compiled models, or none at all
     cache = None if is_paged else cache
-    compiled, blob = (cache.load(CORE, xml, config) if cache else None) or (None, None)
-    if compiled is None:
-        model = read_ir(CORE, xml)
-        if is_paged:
-            page_attention(model)
-        gather_sampled_tokens(model, axis=0 if is_paged else 1)
-        properties = load_properties(CORE, config, weight_group(model))
-        compiled = _compile(CORE, model, xml, config, properties)
-        if cache:
-            cache.store(CORE, compiled, xml, config, properties)
-    vocab = compiled.output(0).get_partial_shape()[-1]
+    cached = cache.load(CORE, xml, config) if cache else None
+    if cached:
+        parts, blobs = [part.compiled for part in cached], tuple(part.blob for part in cached)
+    else:
+        parts, blobs = _compiled_parts(xml, config, cache, is_paged=is_paged), ()
+    body, head = parts if len(parts) == 2 else (parts[0], None)
+    vocab = parts[-1].output(0).get_partial_shape()[-1]
     if vocab.is_dynamic:
         raise ModelFormatError(f"{xml}: the size of the vocabulary is not known from the graph")
-    return LoadedModel(compiled, blob, context_length, vocab.get_length())
+    return LoadedModel(body, head, blobs, context_length, vocab.get_length())
+
+
+def _compiled_parts(
+    xml: Path, config: EngineConfig, cache: CompiledCache | None, *, is_paged: bool
+) -> list[ov.CompiledModel]:
+    """The model; or its body and its head, where its logits would come in bfloat16 else."""
+    model = read_ir(CORE, xml)
+    if is_paged:
+        page_attention(model)
+    gather_sampled_tokens(model, axis=0 if is_paged else 1)
+    properties = load_properties(CORE, config, model)
+    wanted = [(model, properties)]
+    if config.device == "CPU" and properties.get(_PRECISION) in ("bf16", ov.Type.bf16):
+        head = split_head(model)
+        if head is not None:
+            group = {_GROUP: _quantization_group(head)} if _GROUP in properties else {}
+            wanted.append((head, {**properties, **group, **config.properties, _PRECISION: "f32"}))
+    compiled = [_compile(CORE, part, xml, config, own) for part, own in wanted]
+    if cache:
+        cache.store(CORE, compiled, xml, config, [own for _, own in wanted])
+    return compiled
 
 
 def read_ir(core: ov.Core, xml: Path) -> ov.Model:
@@ -131,21 +158,32 @@ def _refuse_contradictions(config: EngineConfig) -> None:
         )
 
 
-def load_properties(core: ov.Core, config: EngineConfig, group: int | None) -> dict[str, Any]:
-    """The compile properties: the precision's, and over them the caller's own."""
+def load_properties(core: ov.Core, config: EngineConfig, model: ov.Model) -> dict[str, Any]:
+    """The compile properties: the precision's, and over them the caller's own.
+
+    On x86 weights of integers are multiplied by activations that are quantized as well, everything
+    else is computed in bfloat16 where the processor multiplies it, and in float32 where not.
+    Matrix units (AMX) are left to what OpenVINO does with them.
+    """
     if config.precision == "exact":
         supported = core.get_property(config.device, "SUPPORTED_PROPERTIES")
         exact = {key: value for key, value in _EXACT.items() if key in supported}
         return {**exact, **config.properties}
-    if not _prefers_f32(core, config):
+    is_x86 = config.device == "CPU" and platform.machine() in ("x86_64", "AMD64")
+    if not is_x86 or _PRECISION in config.properties or has_amx(core):
         return dict(config.properties)
-    # A quantization group larger than the weights' own would switch it off.
-    group = min(group or _DYNAMIC_GROUP, _DYNAMIC_GROUP)
+    # Weights that are floats are there for the sake of their precision.
+    is_bf16 = has_integer_weights(model) and has_bf16(core)
     return {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group),
+        _PRECISION: "bf16" if is_bf16 else "f32",
+        _GROUP: _quantization_group(model),
         **config.properties,
     }
+
+
+def _quantization_group(model: ov.Model) -> str:
+    """One larger than the weights' own would switch quantization off."""
+    return str(min(weight_group(model) or _DYNAMIC_GROUP, _DYNAMIC_GROUP))
 
 
 def _with_kv_precision(config: EngineConfig) -> EngineConfig:
@@ -154,16 +192,6 @@ def _with_kv_precision(config: EngineConfig) -> EngineConfig:
         return config
     properties = {**config.properties, "KV_CACHE_PRECISION": config.kv_cache_precision}
     return replace(config, properties=properties, kv_cache_precision=None)
-
-
-def _prefers_f32(core: ov.Core, config: EngineConfig) -> bool:
-    """On x86, where bfloat16 logits would tie and dynamic quantization makes up for the speed.
-
-    Not where matrix units (AMX) compute bfloat16 much faster.
-    """
-    if config.device != "CPU" or platform.machine() not in ("x86_64", "AMD64"):
-        return False
-    return "INFERENCE_PRECISION_HINT" not in config.properties and not has_amx(core)
 
 
 def check_device(core: ov.Core, device: str) -> None:

@@ -40,6 +40,7 @@ class PagedRunner:
             [tokens, 1, vocab].
         num_blocks: blocks of the KV cache.
         max_running_requests: requests that share a step at most.
+        head: makes the logits, where the first output are hidden states.
 
     Raises:
         UnsupportedModelError: the graph has an input that is not known.
@@ -49,7 +50,12 @@ class PagedRunner:
     max_batch_tokens = None
 
     def __init__(
-        self, compiled: ov.CompiledModel, *, num_blocks: int, max_running_requests: int
+        self,
+        compiled: ov.CompiledModel,
+        *,
+        num_blocks: int,
+        max_running_requests: int,
+        head: ov.CompiledModel | None = None,
     ) -> None:
         names = {port.get_any_name() for port in compiled.inputs}
         self._inputs = {name for name in names if not is_cache_input(name)}
@@ -63,7 +69,7 @@ class PagedRunner:
         self.block_size = block_size(compiled)
         self.max_running_requests = max_running_requests
         request = compiled.create_infer_request()
-        self._inference = Inference(request)
+        self._inference = Inference(request, head.create_infer_request() if head else None)
         self._tensors = InputTensors(request)
         self.kv_cache = KVCache(compiled, request, num_blocks)
         self.block_store = BlockStore(compiled, self.kv_cache, self._inference)

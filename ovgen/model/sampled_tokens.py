@@ -42,7 +42,7 @@ def gather_sampled_tokens(model: ov.Model, axis: int = 1) -> bool:
     Returns:
         False where the head was not found; the graph is then as it was.
     """
-    head = _find_head(model.output(0).get_node().input_value(0).get_node())
+    head = find_head(model.output(0).get_node().input_value(0).get_node())
     if head is None:
         return False
     region = _tokenwise_before(model, head, axis)
@@ -64,7 +64,7 @@ def gather_sampled_tokens(model: ov.Model, axis: int = 1) -> bool:
     return True
 
 
-def _find_head(node: ov.Node) -> ov.Node | None:
+def find_head(node: ov.Node) -> ov.Node | None:
     """The matmul that makes the logits [batch, tokens, vocab], up from its last elementwise op."""
     while node.get_type_name() in _AFTER_HEAD:
         parents = [value.get_node() for value in node.input_values()]

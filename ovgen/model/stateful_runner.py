@@ -41,6 +41,8 @@ class StatefulRunner:
             [batch, tokens], ``beam_idx`` [batch] and ``sampled_tokens_indices`` [num]; its first
             output are the logits. A graph with ``cache_position`` is recurrent (Mamba): its states
             are no KV cache, and its mask is that of the step's own tokens.
+        blobs: what the model needs in memory as long as it is in use.
+        head: makes the logits, where the first output are hidden states.
 
     Raises:
         UnsupportedModelError: the graph has an input that is not one of these.
@@ -50,7 +52,13 @@ class StatefulRunner:
     num_blocks = block_size = 0  # the graph keeps the KV cache
     block_store = None
 
-    def __init__(self, compiled: ov.CompiledModel, blob: object = None) -> None:
+    def __init__(
+        self,
+        compiled: ov.CompiledModel,
+        blobs: object = None,
+        *,
+        head: ov.CompiledModel | None = None,
+    ) -> None:
         self._inputs = {port.get_any_name() for port in compiled.inputs}
         if self._inputs - _KNOWN_INPUTS or "input_ids" not in self._inputs:
             raise UnsupportedModelError(
@@ -58,9 +66,9 @@ class StatefulRunner:
                 f"and may have {sorted(_KNOWN_INPUTS - {'input_ids', SAMPLED_TOKENS})}"
             )
         request = compiled.create_infer_request()
-        self._inference = Inference(request)
+        self._inference = Inference(request, head.create_infer_request() if head else None)
         self._tensors = InputTensors(request)
-        self._blob = blob
+        self._blobs = blobs
         is_recurrent = _CACHE_POSITION in self._inputs
         self._conv_kernel = _conv_kernel(request) if is_recurrent else None
         self._batch: ScheduledBatch | None = None
@@ -120,7 +128,7 @@ class StatefulRunner:
         """Let go of the infer request, and with it of the KV cache."""
         self.reset()
         self._inference.close()
-        self._batch = self._blob = None
+        self._batch = self._blobs = None
         self._tensors.close()
 
     def _set_inputs(self, batch: ScheduledBatch) -> None:

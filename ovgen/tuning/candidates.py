@@ -64,9 +64,7 @@ def _precisions(facts: DeviceFacts, best: Properties) -> list[Properties]:
     rest = {key: value for key, value in best.items() if key not in (PRECISION, GROUP)}
     found: list[Properties] = []
     for precision in facts.precisions:
-        # The CPU quantizes activations in float32 alone.
-        has_group = GROUP in facts.settable and (precision == "f32" or facts.device != "CPU")
-        if has_group and facts.has_integer_weights:
+        if GROUP in facts.settable and facts.has_integer_weights:
             found += [{PRECISION: precision, GROUP: group, **rest} for group in _groups(facts)]
         elif precision != best.get(PRECISION):
             found.append({PRECISION: precision, **rest})

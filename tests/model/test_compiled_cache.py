@@ -28,7 +28,7 @@ def cache(tmp_path: Path) -> CompiledCache:
 
 
 def is_hit(folder: Path, cache: CompiledCache, **options) -> bool:
-    return load_model(folder, EngineConfig(**options), cache).blob is not None
+    return load_model(folder, EngineConfig(**options), cache).blobs != ()
 
 
 def files(tmp_path: Path) -> list[Path]:
@@ -40,6 +40,32 @@ def test_the_second_load_hits(folder: Path, cache: CompiledCache, tmp_path: Path
     [file] = files(tmp_path)
     assert is_hit(folder, cache)
     assert files(tmp_path) == [file]
+
+
+BFLOAT16 = {"properties": {"INFERENCE_PRECISION_HINT": "bf16"}}
+
+
+def test_a_body_and_its_head_are_two_files(folder: Path, cache: CompiledCache, tmp_path: Path):
+    first = load_model(folder, EngineConfig(**BFLOAT16), cache)
+    assert len(files(tmp_path)) == 2
+    second = load_model(folder, EngineConfig(**BFLOAT16), cache)
+    assert (len(first.blobs), len(second.blobs)) == (0, 2)
+    for before, after in ((first.compiled, second.compiled), (first.head, second.head)):
+        assert before is not None
+        assert after is not None
+        for name in ("INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE"):
+            assert after.get_property(name) == before.get_property(name)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_without_one_of_its_parts_a_model_is_compiled_anew(
+    folder: Path, cache: CompiledCache, tmp_path: Path, number: int
+):
+    is_hit(folder, cache, **BFLOAT16)
+    files(tmp_path)[number].unlink()
+    assert not is_hit(folder, cache, **BFLOAT16)
+    assert is_hit(folder, cache, **BFLOAT16)
+    assert len(files(tmp_path)) == 2
 
 
 def test_a_hit_does_not_read_the_ir(

@@ -8,7 +8,12 @@ import pytest
 
 from ovgen.model import cpu
 
-FLAGS = "processor\t: 0\nflags\t\t: fpu avx512_bf16 {}\n\nprocessor\t: 1\nflags\t\t: fpu amx_bf16\n"
+FLAGS = (
+    "processor\t: 0\nflags\t\t: fpu avx512_other {}\n\n"
+    "processor\t: 1\nflags\t\t: fpu amx_bf16 avx512_bf16\n"
+)
+    "processor\t: 0\nflags\t\t: fpu avx512_other {}\n\nprocessor\t: 1\nflags\t\t: fpu amx_bf16\n"
+)
 
 
 class FakeCore:
@@ -38,6 +43,21 @@ def test_amx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capabilities, flag
         path.write_text(flags)
     monkeypatch.setattr(cpu, "_CPU_INFO", path)
     assert cpu.has_amx(FakeCore(*capabilities)) is expected
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "flags", "expected"),
+    [
+        (("FP32", "BF16"), FLAGS.format("avx512_vnni avx512_bf16"), True),
+        (("FP32", "BF16"), FLAGS.format("avx512_vnni"), False),  # emulated
+        (("FP32",), FLAGS.format("avx512_bf16"), False),
+    ],
+)
+def test_bf16(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capabilities, flags, expected):
+    path = tmp_path / "cpuinfo"
+    path.write_text(flags)
+    monkeypatch.setattr(cpu, "_CPU_INFO", path)
+    assert cpu.has_bf16(FakeCore(*capabilities)) is expected
 
 
 @pytest.mark.parametrize(("content", "expected"), [("1\n", True), ("0\n", False), (None, False)])

@@ -35,7 +35,7 @@ def cut_in_half(path: Path) -> None:
 def test_what_the_config_says():
     loaded = load(LLAMA)
     assert (loaded.context_length, loaded.vocab_size) == (256, 320)
-    assert loaded.blob is None
+    assert loaded.blobs == ()
 
 
 def properties_of(compiled: ov.CompiledModel) -> tuple[object, object, object]:
@@ -61,6 +61,32 @@ def plain_x86(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_default_on_x86():
     precision, _, group = properties_of(load(LLAMA).compiled)
     assert (precision, group) == (ov.Type.f32, 64)
+
+
+@pytest.mark.usefixtures("plain_x86")
+@pytest.mark.parametrize(
+    ("has_integers", "has_bf16", "expected"),
+    [(True, True, "bf16"), (True, False, "f32"), (False, True, "f32")],
+)
+def test_bfloat16_is_for_quantized_weights_on_processors_that_multiply_it(
+    monkeypatch: pytest.MonkeyPatch, has_integers: bool, has_bf16: bool, expected: str
+):
+    monkeypatch.setattr(loader, "has_integer_weights", lambda model: has_integers)
+    monkeypatch.setattr(loader, "has_bf16", lambda core: has_bf16)
+    loaded = load(LLAMA)
+    precision, _, group = properties_of(loaded.compiled)
+    assert (precision.get_type_name(), group) == (expected, 64)
+    assert (loaded.head is not None) == (expected == "bf16")
+
+
+@pytest.mark.parametrize("is_paged", [False, True])
+def test_in_bfloat16_the_head_stays_in_float32(is_paged: bool):
+    config = EngineConfig(properties={"INFERENCE_PRECISION_HINT": "bf16"})
+    loaded = load_model(LLAMA, config, None, is_paged=is_paged)
+    assert loaded.head is not None
+    assert properties_of(loaded.compiled)[0] == ov.Type.bf16
+    assert properties_of(loaded.head)[0] == ov.Type.f32
+    assert loaded.vocab_size == 320
 
 
 @pytest.mark.usefixtures("plain_x86")
@@ -98,7 +124,7 @@ def test_a_cache_of_the_callers_own_is_the_only_one(tmp_path: Path):
     for properties in ({"CACHE_DIR": ""}, {"CACHE_DIR": str(tmp_path / "own")}):
         for _ in range(2):
             loaded = load_model(LLAMA, EngineConfig(properties=properties), cache)
-            assert loaded.blob is None
+            assert loaded.blobs == ()
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 

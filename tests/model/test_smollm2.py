@@ -12,15 +12,19 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import openvino as ov
 import pytest
 
+from ovgen.engine.batch import ScheduledBatch, ScheduledSequence
+from ovgen.engine.sequence import Request, Sequence
 from ovgen.engine_config import EngineConfig
 from ovgen.llm import LLM
 from ovgen.model.loader import load_model
-from ovgen.model.sampled_tokens import SAMPLED_TOKENS
+from ovgen.model.paged_runner import PagedRunner
+from ovgen.model.stateful_runner import StatefulRunner
 
 pytestmark = pytest.mark.model
 
@@ -29,22 +33,30 @@ GREEDY = json.loads((DATA / "smollm2_greedy.json").read_text(encoding="utf-8"))[
 NUM_LAYERS = 30
 
 
-def all_log_probs(compiled: ov.CompiledModel, windows: np.ndarray) -> np.ndarray:
+Runner: TypeAlias = StatefulRunner | PagedRunner
+
+
+def load_runner(folder: Path, config: EngineConfig, *, is_paged: bool = False) -> Runner:
+    loaded = load_model(folder, config, None, is_paged=is_paged)
+    if not is_paged:
+        return StatefulRunner(loaded.compiled, head=loaded.head)
+    return PagedRunner(loaded.compiled, num_blocks=32, max_running_requests=1, head=loaded.head)
+
+
+def all_log_probs(runner: Runner, windows: np.ndarray) -> np.ndarray:
     """Log-probabilities at every position of the windows, [windows, length, vocab] float32."""
     length = windows.shape[1]
-    request = compiled.create_infer_request()
     rows = []
-    for window in windows:
-        request.reset_state()
-        feed = {
-            "input_ids": window[None].astype(np.int64),
-            "attention_mask": np.ones((1, length), np.int64),
-            "position_ids": np.arange(length, dtype=np.int64)[None],
-            "beam_idx": np.zeros(1, np.int32),
-            SAMPLED_TOKENS: np.arange(length, dtype=np.int64),
-        }
-        request.infer(feed)
-        rows.append(log_softmax(request.get_output_tensor(0).data[0]))
+    for number, window in enumerate(windows):
+        sequence = Sequence(number, tuple(window.tolist()))
+        sequence.block_table = list(range(32))
+        request = Request(number, sequence.prompt_token_ids, 1, frozenset(), None, [sequence])
+        scheduled = ScheduledSequence(request, sequence, length, length)
+        runner.start(ScheduledBatch((scheduled,)))
+        logits = None
+        while logits is None:
+            logits = runner.wait(1.0)
+        rows.append(log_softmax(logits))
     return np.stack(rows)
 
 
@@ -76,12 +88,12 @@ def perplexity(next_logprobs: np.ndarray) -> float:
     return float(np.exp(-next_logprobs.astype(np.float64).mean()))
 
 
-def fidelity(compiled: ov.CompiledModel) -> tuple[float, float, float]:
+def fidelity(runner: Runner) -> tuple[float, float, float]:
     """Mean bucketed KL, mean estimated KL, and perplexity over the reference's."""
     with np.load(DATA / "smollm2_kl.npz") as file:
         record = dict(file)
     windows = record["token_ids"].astype(np.int64)
-    other = all_log_probs(compiled, windows)
+    other = all_log_probs(runner, windows)
     kl = bucketed_kl(record, other)
     mine = np.take_along_axis(other[:, :-1], windows[:, 1:, None], -1)
     ratio = perplexity(mine) / perplexity(record["next_logprobs"])
@@ -98,27 +110,28 @@ def test_transformers_greedy_tokens(smollm2_exact_folder: Path):
 
 
 def test_exact_is_the_reference(smollm2_exact_folder: Path):
-    loaded = load_model(smollm2_exact_folder, EngineConfig(precision="exact"), None)
-    bucketed, estimated, ratio = fidelity(loaded.compiled)
+    runner = load_runner(smollm2_exact_folder, EngineConfig(precision="exact"))
+    bucketed, estimated, ratio = fidelity(runner)
     print(f"\nexact: KL {bucketed:.6f} (estimated {estimated:.6f}), perplexity x {ratio:.5f}")
     assert estimated < 1e-4
     assert ratio == pytest.approx(1, abs=1e-3)
 
 
-def test_fidelity_of_the_defaults(smollm2_folder: Path):
-    loaded = load_model(smollm2_folder, EngineConfig(), None)
-    bucketed, estimated, ratio = fidelity(loaded.compiled)
+@pytest.mark.parametrize("is_paged", [False, True])
+def test_fidelity_of_the_defaults(smollm2_folder: Path, is_paged: bool):
+    runner = load_runner(smollm2_folder, EngineConfig(), is_paged=is_paged)
+    bucketed, estimated, ratio = fidelity(runner)
     print(f"\ndefaults: KL {bucketed:.5f} (estimated {estimated:.5f}), perplexity x {ratio:.4f}")
-    assert bucketed < 0.01
-    assert estimated < 0.01
+    assert estimated < 0.005
     assert ratio == pytest.approx(1, abs=0.01)
 
 
 @pytest.fixture(scope="module")
 def runtime_ops(smollm2_folder: Path) -> list[ov.Node]:
     """The nodes that the CPU plugin really runs."""
-    compiled = load_model(smollm2_folder, EngineConfig(), None).compiled
-    return compiled.get_runtime_model().get_ordered_ops()
+    loaded = load_model(smollm2_folder, EngineConfig(), None)
+    parts = [loaded.compiled] + ([loaded.head] if loaded.head else [])
+    return [node for part in parts for node in part.get_runtime_model().get_ordered_ops()]
 
 
 def layer_type(node: ov.Node) -> str:

@@ -128,7 +128,7 @@ class Rows:
 @pytest.fixture(scope="module", params=NAMES)
 def any_runner(request: pytest.FixtureRequest) -> StatefulRunner:
     loaded = load_model(TINY / request.param, EngineConfig(precision="exact"), None)
-    return StatefulRunner(loaded.compiled, loaded.blob)
+    return StatefulRunner(loaded.compiled, loaded.blobs)
 
 
 REQUEST_IDS = itertools.count(1)
