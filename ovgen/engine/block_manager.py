@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
+from collections.abc import Iterable
 from hashlib import blake2b
+from itertools import takewhile
 
 from ovgen.engine.sequence import Sequence
 
@@ -47,6 +49,10 @@ class BlockManager:
         self._digests: list[bytes | None]  # by block: of its content
         self._cached: dict[bytes, int] = {}  # the block with a content
         self._chains: dict[int, list[bytes]] = {}  # by seq_id: digests of its full blocks
+        # Blocks of ended sequences that are not full: by the digest of what is before, their
+        # tokens; and by block, that digest.
+        self._tails: dict[bytes, dict[int, tuple[int, ...]]] = {}
+        self._before_tail: dict[int, bytes] = {}
         self.reset()
 
     @property
@@ -83,6 +89,27 @@ class BlockManager:
             self._take(block)
             sequence.block_table.append(block)
         return len(sequence.block_table) * self.block_size
+
+    def take_tail(self, sequence: Sequence, limit: int) -> int:
+        """After `match`: go on with a block that an ended sequence has left unfilled, where its
+        tokens begin as those to come. Nobody else finds it then, so nothing has to be copied.
+
+        Returns:
+            How many more tokens are in the cache.
+        """
+        start = len(sequence.block_table) * self.block_size
+        tails = self._tails.get(self._chains[sequence.seq_id][-1])
+        if not tails or limit <= start:
+            return 0
+        tokens = sequence.token_ids(start, min(limit, start + self.block_size))
+        lengths = {block: _num_common(tail, tokens) for block, tail in tails.items()}
+        block = max(lengths, key=lengths.__getitem__)
+        if not lengths[block]:
+            return 0
+        self._forget(block)
+        self._take(block)
+        sequence.block_table.append(block)
+        return lengths[block]
 
     def reserve(self, sequence: Sequence, num_tokens: int) -> list[BlockCopy] | None:
         """Have blocks for ``num_tokens`` more than are computed, none of them another's too.
@@ -128,8 +155,16 @@ class BlockManager:
         if parent.seq_id in self._chains:
             self._chains[child.seq_id] = self._chains[parent.seq_id].copy()
 
-    def free(self, sequence: Sequence) -> None:
-        """Take a sequence's blocks back."""
+    def free(self, sequence: Sequence, *, keeps_tail: bool = False) -> None:
+        """Take a sequence's blocks back.
+
+        Args:
+            sequence: it has none any more then.
+            keeps_tail: whether its last block may be found though it is not full, see `take_tail`;
+                all that is computed of it is in there.
+        """
+        if keeps_tail:
+            self._keep_tail(sequence)
         # The last ones first, for a beginning is of use without its end; and in place, for a copy
         # of the sequence has the same table.
         while sequence.block_table:
@@ -143,6 +178,21 @@ class BlockManager:
         self._digests = [None] * self.num_blocks
         self._cached.clear()
         self._chains.clear()
+        self._tails.clear()
+        self._before_tail.clear()
+
+    def _keep_tail(self, sequence: Sequence) -> None:
+        """Let what a sequence has in a block that is not full be found by its tokens."""
+        num_full, rest = divmod(sequence.num_computed_tokens, self.block_size)
+        chain = self._chains.get(sequence.seq_id, [])
+        if not (rest and self._has_prefix_cache and len(chain) == num_full + 1):
+            return
+        block = sequence.block_table[num_full]
+        if self._ref_counts[block] == 1:
+            computed = sequence.num_computed_tokens
+            tokens = sequence.token_ids(computed - rest, computed)
+            self._tails.setdefault(chain[-1], {})[block] = tuple(tokens)
+            self._before_tail[block] = chain[-1]
 
     def _digest(self, sequence: Sequence, place: int, before: bytes) -> bytes:
         start = place * self.block_size
@@ -167,7 +217,7 @@ class BlockManager:
         self._ref_counts[block] -= 1
         if self._ref_counts[block] == 0:
             self._free[block] = None
-            if self._digests[block] is None:
+            if self._digests[block] is None and block not in self._before_tail:
                 self._free.move_to_end(block, last=False)
 
     def _forget(self, block: int) -> None:
@@ -175,3 +225,14 @@ class BlockManager:
         if digest is not None:
             del self._cached[digest]
             self._digests[block] = None
+        before = self._before_tail.pop(block, None)
+        if before is not None:
+            del self._tails[before][block]
+            if not self._tails[before]:
+                del self._tails[before]
+
+
+def _num_common(tail: Iterable[int], tokens: Iterable[int]) -> int:
+    """How many tokens are the same from the beginning."""
+    pairs = zip(tail, tokens, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

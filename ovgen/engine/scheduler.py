@@ -142,6 +142,7 @@ class Scheduler:
                 if is_led:  # and one step at the least, after which the others share all of it
                     limit = min(limit, num_shared_tokens(request, row, first) - 1)
                 row.num_computed_tokens = self._blocks.match(row, limit, request.cache_salt)
+                row.num_computed_tokens += self._blocks.take_tail(row, limit)
 
     def _reserve(self, request: Request, items: list[ScheduledSequence]) -> list[BlockCopy] | None:
         """Have blocks for what is scheduled, be it at the cost of requests served later.
@@ -256,7 +257,7 @@ class Scheduler:
         """End a sequence that ran into a stop string, be it also too long by the same token."""
         self._steady = None
         sequence.finish_reason, sequence.stop_reason = "stop", stop_string
-        self._free([sequence])
+        self._free([sequence], keeps_tail=True)
         if request.is_finished:
             self._remove(request)
 
@@ -294,7 +295,7 @@ class Scheduler:
                 _append(request, choice.parent, choice, choice.token_id)
                 if choice.parent.finish_reason is None:
                     return True
-                self._free([choice.parent])
+                self._free([choice.parent], keeps_tail=True)
                 return False
         is_fork = request.is_beam_search or len(choices) > len(request.sequences)
         heirs = [self._heir(choice, is_fork or choice.mu is not None) for choice in choices]
@@ -318,11 +319,11 @@ class Scheduler:
         self._free([sequence for sequence in before if sequence not in kept])
         self._free([s for s in heirs if s.finish_reason is not None])
 
-    def _free(self, sequences: list[Sequence]) -> None:
+    def _free(self, sequences: list[Sequence], *, keeps_tail: bool = False) -> None:
         if self._blocks is not None:
             for sequence in sequences:
                 for row in sequence.rows:
-                    self._blocks.free(row)
+                    self._blocks.free(row, keeps_tail=keeps_tail)
 
     def _heir(self, choice: Choice, is_fork: bool) -> Sequence:
         if choice.token_id is None or not is_fork:

@@ -22,6 +22,8 @@ def snapshot(blocks: BlockManager) -> tuple:
         blocks._digests.copy(),
         blocks._cached.copy(),
         {seq_id: chain.copy() for seq_id, chain in blocks._chains.items()},
+        {before: tails.copy() for before, tails in blocks._tails.items()},
+        blocks._before_tail.copy(),
     )
 
 
@@ -37,6 +39,8 @@ class Machine:
         self.salts: dict[Sequence, bytes] = {}  # of the sequences there are
         # By block: the salt and all tokens to its end, where it may be found.
         self.known: dict[int, tuple[bytes, tuple[int, ...]]] = {}
+        # The same of ended sequences' blocks that are not full, to where they are filled.
+        self.tails: dict[int, tuple[bytes, tuple[int, ...]]] = {}
         self.freed_at = dict.fromkeys(range(num_blocks), 0)
         self.now = itertools.count(1)
         self.counts: Counter[str] = Counter()  # of what happened
@@ -58,11 +62,14 @@ class Machine:
         return Counter(block for sequence in self.salts for block in sequence.block_table)
 
     def arrive(self) -> None:
-        stem = self.random.choice([(1, 0, 1, 1, 0, 0, 1, 1), (0,) * 8])
-        tokens = [*stem[: self.random.randint(0, 8)], self.random.randint(0, 1)]
+        salt = self.random.choice([b"", b"", b"a"])
+        stem = self.random.choice([(1, 0, 1, 1, 0, 0, 1, 1), (0,) * 8])[: self.random.randint(0, 8)]
+        if self.tails and self.random.random() < 0.5:  # what came before, and more
+            salt, stem = self.random.choice(list(self.tails.values()))
+        tokens = [*stem, *self.random.choices([0, 1], k=self.random.randint(1, 3))]
         split = self.random.randint(1, len(tokens))
         sequence = Sequence(next(IDS), tuple(tokens[:split]), tokens[split:])
-        self.salts[sequence] = salt = self.random.choice([b"", b"", b"a"])
+        self.salts[sequence] = salt
         limit = self.random.randint(-1, len(tokens))
         wanted = 0
         for place in range(limit // self.size):
@@ -72,6 +79,36 @@ class Machine:
         sequence.num_computed_tokens = self.blocks.match(sequence, limit, salt)
         assert sequence.num_computed_tokens == wanted == len(sequence.block_table) * self.size
         self.counts["hits"] += wanted > 0
+        self.take_tail(sequence, limit)
+
+    def take_tail(self, sequence: Sequence, limit: int) -> None:
+        """The longest that begins alike is the sequence's own then."""
+        start = sequence.num_computed_tokens
+        lengths = {block: self.num_alike(sequence, block) for block in self.tails}
+        wanted = max([0, *(min(length, limit - start) for length in lengths.values())])
+        found = self.blocks.take_tail(sequence, limit)
+        assert found == wanted
+        sequence.num_computed_tokens += found
+        if found:
+            block = sequence.block_table[-1]
+            assert not self.users()[block] or self.users()[block] == 1
+            assert min(lengths[block], limit - start) == wanted
+            del self.tails[block]
+            self.counts["tails"] += 1
+
+    def num_alike(self, sequence: Sequence, block: int) -> int:
+        """Tokens of a tail with which a sequence can go on."""
+        start = sequence.num_computed_tokens
+        salt, tokens = self.tails[block]
+        own = tuple(sequence.token_ids(0, sequence.num_tokens))
+        if salt != self.salts[sequence] or len(tokens) // self.size * self.size != start:
+            return 0
+        if tokens[:start] != own[:start]:
+            return 0
+        length = start
+        while length < min(len(tokens), len(own)) and tokens[length] == own[length]:
+            length += 1
+        return length - start
 
     def step(self, sequence: Sequence) -> None:
         start = sequence.num_computed_tokens
@@ -106,10 +143,12 @@ class Machine:
         """Those without content first, then the longest unused."""
         left = [block for block in self.freed_at if not self.users()[block]]
         for block in taken:
-            if block in self.known:
-                assert all(other in self.known for other in left)
+            contents = self.known.keys() | self.tails.keys()
+            if block in contents:
+                assert all(other in contents for other in left)
                 assert all(self.freed_at[block] < self.freed_at[other] for other in left)
-                del self.known[block]
+                self.known.pop(block, None)
+                self.tails.pop(block, None)
                 self.counts["evictions"] += 1
 
     def run_step(self, sequence: Sequence, start: int, end: int) -> None:
@@ -129,7 +168,12 @@ class Machine:
 
     def free(self, sequence: Sequence) -> None:
         table = sequence.block_table.copy()
-        self.blocks.free(sequence)
+        num_full, rest = divmod(sequence.num_computed_tokens, self.size)
+        keeps_tail = self.random.random() < 0.7
+        if keeps_tail and rest and self.has_cache and self.users()[table[num_full]] == 1:
+            tokens = tuple(sequence.token_ids(0, sequence.num_computed_tokens))
+            self.tails[table[num_full]] = self.salts[sequence], tokens
+        self.blocks.free(sequence, keeps_tail=keeps_tail)
         assert sequence.block_table == []
         del self.salts[sequence]
         for block in reversed(table):
@@ -139,6 +183,7 @@ class Machine:
     def reset(self, _: Sequence) -> None:
         self.blocks.reset()
         self.known.clear()
+        self.tails.clear()
         self.salts.clear()
 
     def check_users(self) -> None:
@@ -159,6 +204,9 @@ class Machine:
         assert set(self.blocks._cached.values()) == self.known.keys()
         for block, content in self.known.items():
             assert self.contents[block][-1] == content
+        assert self.blocks._before_tail.keys() == self.tails.keys()
+        for block, (salt, tokens) in self.tails.items():
+            assert self.contents[block][len(tokens) % self.size - 1] == (salt, tokens)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -170,4 +218,5 @@ def test_any_order_of_operations(seed: int):
         for _ in range(120):
             machine.act()
         counts += machine.counts
-    assert min(counts[name] for name in ("hits", "copies", "steps", "full", "evictions")) > 8
+    names = ("hits", "tails", "copies", "steps", "full", "evictions")
+    assert min(counts[name] for name in names) > 0

@@ -234,7 +234,8 @@ def test_the_longest_unused_goes_first_and_its_end_before_its_beginning():
 
 def test_what_holds_nothing_goes_before_what_may_be_found():
     blocks = BlockManager(6, 2)
-    known, empty = computed(blocks, 1, 2), computed(blocks, 3)
+    known, empty = computed(blocks, 1, 2), make_sequence(3)
+    blocks.reserve(empty, 1)
     used = empty.block_table[0]
     blocks.free(known)
     blocks.free(empty)
@@ -244,6 +245,42 @@ def test_what_holds_nothing_goes_before_what_may_be_found():
     assert num_found(blocks, 1, 2) == 2
     blocks.reserve(make_sequence(0), 1)
     assert num_found(blocks, 1, 2) == 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "limit", "num_more"),
+    [
+        ((1, 2, 3, 4, 5, 6, 7, 8), 7, 2),
+        ((1, 2, 3, 4, 5, 9, 7), 6, 1),
+        ((1, 2, 3, 4, 5, 6, 7), 5, 1),
+        ((1, 2, 3, 4, 9, 6, 7), 6, 0),
+        ((1, 2, 3, 4, 5), 4, 0),
+    ],
+)
+def test_a_block_that_is_not_full_is_taken_by_who_goes_on_with_it(
+    tokens: tuple[int, ...], limit: int, num_more: int
+):
+    blocks = BlockManager(9, 4)
+    first = computed(blocks, 1, 2, 3, 4, 5, 6)
+    tail = first.block_table[1]
+    early, other, late = (make_sequence(*tokens) for _ in range(3))
+    assert blocks.match(early, limit) == 4
+    assert blocks.take_tail(early, limit) == 0, "it is in use"
+    blocks.free(first, keeps_tail=True)
+    assert blocks.match(other, limit) == 4
+    assert blocks.take_tail(other, limit) == num_more
+    assert other.block_table[1:] == ([tail] if num_more else [])
+    assert blocks.match(late, limit) == 4
+    assert blocks.take_tail(late, limit) == 0
+
+
+def test_a_block_that_is_not_full_goes_when_its_memory_is_needed():
+    blocks = BlockManager(2, 4)
+    blocks.free(computed(blocks, 1, 2, 3, 4, 5, 6), keeps_tail=True)
+    blocks.reserve(make_sequence(9), 1)
+    other = make_sequence(1, 2, 3, 4, 5, 6, 7)
+    assert blocks.match(other, 6) == 4
+    assert blocks.take_tail(other, 6) == 0
 
 
 def test_a_hit_is_used_again_and_not_given_to_others():

@@ -12,8 +12,6 @@ FLAGS = (
     "processor\t: 0\nflags\t\t: fpu avx512_other {}\n\n"
     "processor\t: 1\nflags\t\t: fpu amx_bf16 avx512_bf16\n"
 )
-    "processor\t: 0\nflags\t\t: fpu avx512_other {}\n\nprocessor\t: 1\nflags\t\t: fpu amx_bf16\n"
-)
 
 
 class FakeCore:
