@@ -10,7 +10,8 @@ import pytest
 from openvino import opset15 as op
 
 from ovgen.errors import ConfigError, DeviceError
-from ovgen.model.device_facts import _has_integer_weights, device_facts, identity
+from ovgen.model.device_facts import device_facts, identity
+from ovgen.model.graph_passes import has_integer_weights
 
 LLAMA = Path(__file__).parents[1] / "fixtures" / "tiny" / "llama"
 
@@ -42,7 +43,7 @@ def test_an_unknown_device():
 )  # fmt: skip
 def test_integer_weights(kind, shape, expected):
     node = op.convert(op.constant(np.ones(shape, kind)), "f32")
-    assert _has_integer_weights(ov.Model([node], [])) is expected
+    assert has_integer_weights(ov.Model([node], [])) is expected
 
 
 def test_the_same_machine_and_files_are_the_same():
