@@ -108,7 +108,9 @@ class Backends:
             num_blocks=num_blocks(loaded.compiled, self._config, loaded.context_length),
             max_running_requests=self._config.max_num_seqs or _MAX_SEQS,
             head=loaded.head,
+            weights=loaded.weights,
         )
+        runner.warm_up()
         return _backend(runner, self._config.token_budget or _PAGED_BUDGET, loaded)
 
     def paged_if_right(self) -> Backend | None:

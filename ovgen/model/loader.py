@@ -19,6 +19,7 @@ from ovgen.model.compiled_cache import CompiledCache
 from ovgen.model.cpu import has_amx, has_bf16
 from ovgen.model.device_errors import first_line
 from ovgen.model.graph_passes import has_integer_weights, page_attention, weight_group
+from ovgen.model.mapped_weights import MappedWeights
 from ovgen.model.profile import with_profile
 from ovgen.model.sampled_tokens import gather_sampled_tokens
 from ovgen.model.split_head import split_head
@@ -58,6 +59,7 @@ class LoadedModel:
         head: makes logits of them; None where ``compiled`` does so itself.
         blobs: the mappings that models from the cache have their weights in: they must outlive
             them.
+        weights: the file's, where the model is paged; they must outlive it.
         context_length: most tokens of a sequence.
         vocab_size: of the logits.
     """
@@ -65,6 +67,7 @@ class LoadedModel:
     compiled: ov.CompiledModel
     head: ov.CompiledModel | None
     blobs: tuple[npt.NDArray[np.uint8], ...]
+    weights: MappedWeights | None
     context_length: int
     vocab_size: int
 
@@ -100,22 +103,31 @@ def load_model(
         cache = None  # the caller's own way to keep compiled models, or none at all
     cache = None if is_paged else cache
     cached = cache.load(CORE, xml, config) if cache else None
+    blobs: tuple[npt.NDArray[np.uint8], ...] = ()
+    weights = None
     if cached:
         parts, blobs = [part.compiled for part in cached], tuple(part.blob for part in cached)
     else:
-        parts, blobs = _compiled_parts(xml, config, cache, is_paged=is_paged), ()
+        # OpenVINO's own mapping would do for a model that is compiled once and cached.
+        weights = _mapped(xml.with_suffix(".bin")) if is_paged else None
+        model = read_ir(CORE, xml, weights)
+        parts = _compiled_parts(model, xml, config, cache, is_paged=is_paged)
     body, head = parts if len(parts) == 2 else (parts[0], None)
     vocab = parts[-1].output(0).get_partial_shape()[-1]
     if vocab.is_dynamic:
         raise ModelFormatError(f"{xml}: the size of the vocabulary is not known from the graph")
-    return LoadedModel(body, head, blobs, context_length, vocab.get_length())
+    return LoadedModel(body, head, blobs, weights, context_length, vocab.get_length())
 
 
 def _compiled_parts(
-    xml: Path, config: EngineConfig, cache: CompiledCache | None, *, is_paged: bool
+    model: ov.Model,
+    xml: Path,
+    config: EngineConfig,
+    cache: CompiledCache | None,
+    *,
+    is_paged: bool,
 ) -> list[ov.CompiledModel]:
     """The model; or its body and its head, where its logits would come in bfloat16 else."""
-    model = read_ir(CORE, xml)
     if is_paged:
         page_attention(model)
     gather_sampled_tokens(model, axis=0 if is_paged else 1)
@@ -132,10 +144,20 @@ def _compiled_parts(
     return compiled
 
 
-def read_ir(core: ov.Core, xml: Path) -> ov.Model:
+def _mapped(path: Path) -> MappedWeights:
     try:
-        return core.read_model(xml)
-    except RuntimeError as exc:
+        return MappedWeights(path)
+    except OSError as exc:
+        raise ModelFormatError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+
+
+def read_ir(core: ov.Core, xml: Path, weights: MappedWeights | None = None) -> ov.Model:
+    """Read a graph, with its .bin or with weights that are mapped already."""
+    try:
+        if weights is None:
+            return core.read_model(xml)
+        return core.read_model(xml.read_text(encoding="utf-8"), weights.tensor)
+    except (RuntimeError, OSError, UnicodeDecodeError) as exc:
         raise ModelFormatError(f"{xml} cannot be read: {first_line(exc)}") from exc
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy.typing as npt
 import openvino as ov
 
 from ovgen.engine.batch import ScheduledBatch, ScheduledSequence
+from ovgen.engine.sequence import Request, Sequence
 from ovgen.errors import UnsupportedModelError
 from ovgen.model.block_store import BlockStore
 from ovgen.model.device_errors import device_error
 from ovgen.model.inference import Inference
 from ovgen.model.input_tensors import InputTensors
 from ovgen.model.kv_cache import KVCache, block_size, is_cache_input
+from ovgen.model.mapped_weights import MappedWeights
 from ovgen.model.sampled_tokens import SAMPLED_TOKENS
 
 _INPUTS = {
@@ -29,6 +32,7 @@ _INPUTS = {
 }
 _COUNTERS = ("position_ids", "past_lens", "max_context_len")
 _MIN_TABLE = 8  # blocks
+_LOOK_UP = 0.05  # seconds, after which Ctrl-C gets through
 
 
 class PagedRunner:
@@ -41,6 +45,7 @@ class PagedRunner:
         num_blocks: blocks of the KV cache.
         max_running_requests: requests that share a step at most.
         head: makes the logits, where the first output are hidden states.
+        weights: what the model was read from, kept as long as it is in use.
 
     Raises:
         UnsupportedModelError: the graph has an input that is not known.
@@ -56,6 +61,7 @@ class PagedRunner:
         num_blocks: int,
         max_running_requests: int,
         head: ov.CompiledModel | None = None,
+        weights: MappedWeights | None = None,
     ) -> None:
         names = {port.get_any_name() for port in compiled.inputs}
         self._inputs = {name for name in names if not is_cache_input(name)}
@@ -73,6 +79,7 @@ class PagedRunner:
         self._tensors = InputTensors(request)
         self.kv_cache = KVCache(compiled, request, num_blocks)
         self.block_store = BlockStore(compiled, self.kv_cache, self._inference)
+        self._weights = weights
         self._batch: ScheduledBatch | None = None
         self._layout = _Layout()
         # Of a step in which each row takes one token: how many each has before it, as positions and
@@ -103,6 +110,21 @@ class PagedRunner:
             return logits[_sampled_tokens(batch)]
         return logits[: batch.num_logits]
 
+    def warm_up(self) -> None:
+        """Compute one token, whose place in the KV cache nobody has yet: the device packs the
+        weights then, and the file's are not needed any more.
+
+        Raises:
+            DeviceError: it failed, for want of memory perhaps.
+        """
+        sequence = Sequence(0, (0,))
+        sequence.block_table = [0]
+        request = Request(0, sequence.prompt_token_ids, 1, frozenset(), None, [sequence])
+        with self._weights.dropping_pages() if self._weights else nullcontext():
+            self.start(ScheduledBatch((ScheduledSequence(request, sequence, 1, 1),)))
+            while self.wait(_LOOK_UP) is None:
+                pass
+
     def reset(self) -> None:
         """A batch under way is waited for when the next begins; the blocks are the engine's."""
 
@@ -111,7 +133,7 @@ class PagedRunner:
         self._inference.close()
         self._tensors.close()
         self.kv_cache.close()
-        self._batch = None
+        self._batch = self._weights = None
 
     def _set_inputs(self, batch: ScheduledBatch) -> None:
         tensors, rows = self._tensors, batch.scheduled
