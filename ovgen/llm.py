@@ -44,11 +44,12 @@ class LLM:
     serves all requests, first come, first served. For asyncio there is `AsyncLLM`.
 
     Args:
-        model: an alias of the catalog, an IR folder, a ``.gguf`` file or a Hugging Face repository
-            id. Downloads and exports are kept in ``OVGEN_HOME``.
+        model: an alias of the catalog, an IR folder, a ``.gguf`` file, a folder that transformers
+            saved, or a Hugging Face repository id. Downloads and exports are kept in
+            ``OVGEN_HOME``.
         device: an OpenVINO device name.
         precision: ``default``, or ``exact`` for float32 throughout.
-        weights: how a GGUF file is exported: ``auto``, ``exact``, ``int8`` or ``f16``.
+        weights: how a model that is no IR yet is exported, as `ovgen export --weights`.
         properties: OpenVINO compile properties, passed on as they are.
         profile: what `ovgen tune` has measured to use: ``auto``, whatever was tuned last for this
             machine; ``none``; ``latency`` or ``throughput``. Properties of your own win over it.

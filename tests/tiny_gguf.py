@@ -13,14 +13,22 @@ from gguf.quants import quantize
 
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, VOCAB = 256, 512, 2, 8, 4, 160
 HEAD_DIM = HIDDEN // HEADS
-TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+TYPES = (
+    *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"),
+)
 PROMPT = (3, 141, 59, 26, 53, 58, 97, 93, 23, 84, 62, 64)
 
-# Where the half-precision scales of a k-quant block are, and what makes weights of about 0.06.
-_K_SCALES = {
+# Where the half-precision scales of a block are, and what makes weights of about 0.06.
+_SCALES = {
+    "Q2_K": ((80, 4e-3), (82, 6e-3)),
+    "Q3_K": ((108, 1e-3),),
     "Q4_K": ((0, 1e-4), (2, 7.5e-4)),
     "Q5_K": ((0, 5e-5), (2, 7.75e-4)),
     "Q6_K": ((208, 3e-5),),
+    "IQ4_NL": ((0, 6e-4),),
+    "IQ4_XS": ((0, 3e-5),),
+    "MXFP4": (),  # its scale is a byte, the exponent of a power of two
 }
 
 
@@ -118,13 +126,15 @@ def _uniform(random: np.random.Generator, shape: tuple[int, ...], width: float) 
 
 
 def _blocks(random: np.random.Generator, rows: int, cols: int, type_name: str) -> np.ndarray:
-    """Values in the block format of a type; those of the k-quants are random blocks."""
-    if type_name not in _K_SCALES:
+    """Values in the block format of a type; where `gguf` has no quantizer, random blocks."""
+    if type_name not in _SCALES:
         return quantize(_uniform(random, (rows, cols), 0.12), Type[type_name])
     size, nbytes = GGML_QUANT_SIZES[Type[type_name]]
     blocks = random.integers(0, 256, (rows, cols // size, nbytes)).astype(np.uint8)
-    for offset, scale in _K_SCALES[type_name]:
+    for offset, scale in _SCALES[type_name]:
         values = scale * (1 + random.integers(0, 16, blocks.shape[:2]) / 16)
         halves = values.astype(np.float16)[..., None].view(np.uint8)
         blocks[..., offset : offset + 2] = halves
+    if type_name == "MXFP4":
+        blocks[..., 0] = 120 + blocks[..., 0] % 3
     return blocks.reshape(rows, -1)

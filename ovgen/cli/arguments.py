@@ -7,10 +7,9 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+from ovgen.export.compression import MODES
 
-# As in ovgen.export.weights, which would import numpy.
-WEIGHTS = ("auto", "exact", "int8", "f16")
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 
@@ -40,9 +39,10 @@ def add_weights(container: argparse._ActionsContainer) -> None:
     """Add ``--weights``."""
     container.add_argument(
         "--weights",
-        choices=WEIGHTS,
+        choices=MODES,
+        metavar="MODE",
         default="auto",
-        help="how a GGUF file is exported (default: %(default)s)",
+        help=f"how weights are stored (default: %(default)s): {', '.join(MODES)}",
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ovgen.cli.arguments import Commands, add_command, add_weights
+from ovgen.cli.files import check_output, write_json
 from ovgen.cli.terminal import Output, progress_line, table
-from ovgen.errors import ConfigError, StorageError
+from ovgen.errors import ConfigError
 
 if TYPE_CHECKING:
     from ovgen.bench.engines import Engine
@@ -124,7 +124,7 @@ def execute(arguments: argparse.Namespace) -> None:
     )
     Output().write("\n\n".join(parts) + "\n")
     if arguments.json is not None:
-        _write_json(arguments.json, report.to_json())
+        write_json(arguments.json, report.to_json())
     if arguments.plot is not None:
         from ovgen.bench.plot import write_plot
 
@@ -135,8 +135,7 @@ def execute(arguments: argparse.Namespace) -> None:
 def _check_outputs(arguments: argparse.Namespace) -> None:
     """Refuse what could not be written, before the time is spent."""
     for path in filter(None, (arguments.json, arguments.plot)):
-        if path.is_dir() or not path.parent.is_dir():
-            raise StorageError(f"cannot write {path}: it must be a file in a folder that exists")
+        check_output(path)
     if arguments.plot is not None:
         from ovgen.bench.plot import require_matplotlib
 
@@ -211,10 +210,3 @@ def _measure(arguments: argparse.Namespace, engines: list[Engine], options: Opti
         "peer_properties": arguments.peer_properties,
     }
     return Report(arguments.model, settings, here, engines, samples, session.facts)
-
-
-def _write_json(path: Path, report: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    except OSError as exc:
-        raise StorageError(f"cannot write {path}: {exc.strerror or exc}") from exc

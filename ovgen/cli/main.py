@@ -86,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     import argparse  # here, as the commands below: Ctrl-C is provided for by now
 
     import ovgen
-    from ovgen.cli import bench, export, list, pull, run, tune
+    from ovgen.cli import bench, eval, export, list, pull, run, tune
 
     parser = argparse.ArgumentParser(
         prog="ovgen",
@@ -97,7 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ovgen {ovgen.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (run, pull, list, export, bench, tune):
+    for command in (run, pull, list, export, eval, bench, tune):
         command.add_parser(commands)
     return parser
 

@@ -15,10 +15,10 @@ def add_parser(commands: Commands) -> None:
         commands,
         "pull",
         execute,
-        help="download a model, export it if it is a GGUF file, and print its folder",
+        help="download a model, export it if it is no IR yet, and print its folder",
         example="ovgen pull smollm2-135m-instruct",
     )
-    parser.add_argument("model", metavar="MODEL", help="alias, .gguf file or org/name")
+    parser.add_argument("model", metavar="MODEL", help="alias, .gguf file, folder or org/name")
     add_weights(parser)
 
 
@@ -28,7 +28,7 @@ def execute(arguments: argparse.Namespace) -> None:
 
     resolved = pull(arguments.model)
     folder = resolved.path
-    if resolved.kind == "gguf":
+    if resolved.kind != "ir":
         from ovgen.model.resolve import exported_folder
 
         with progress_line(f"exporting {resolved.name}") as show:

@@ -71,6 +71,13 @@ def set_encodings() -> None:
         reconfigure(encoding="utf-8", errors="replace")
 
 
+def print_lines(text: str) -> None:
+    """Write lines to stderr, as far as there is one."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(without_controls(text) + "\n")
+        sys.stderr.flush()
+
+
 def print_error(message: str) -> None:
     """Write one line to stderr, as far as there is one."""
     line = without_controls(" ".join(message.split()))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovgen.cli.arguments import Commands, add_command, add_weights
+from ovgen.cli.files import read_text
 from ovgen.cli.terminal import Output, progress_line, table
 from ovgen.engine_config import GOALS
 from ovgen.errors import ConfigError
@@ -90,7 +91,7 @@ def execute(arguments: argparse.Namespace) -> None:
             if getattr(arguments, name) is not None:
                 other = "--show" if arguments.show else "--reset"
                 arguments.parser.error(f"{flag} has no effect with {other}: leave one of them out")
-    text = None if arguments.text is None else _read_text(arguments.text)
+    text = None if arguments.text is None else read_text("--text", arguments.text)
     from ovgen.model.resolve import resolve_folder
 
     with progress_line(f"exporting {arguments.model}") as show:
@@ -106,17 +107,6 @@ def execute(arguments: argparse.Namespace) -> None:
         _reset(folder)
     else:
         _tune(folder, text, arguments)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as exc:
-        raise ConfigError(f"--text {path} cannot be read: {exc.strerror or exc}") from exc
-    except UnicodeDecodeError as exc:
-        raise ConfigError(
-            f"--text {path} is not UTF-8 (byte {exc.start}); convert it, as with iconv"
-        ) from exc
 
 
 def _tune(folder: Path, text: str | None, arguments: argparse.Namespace) -> None:

@@ -1,134 +1,154 @@
-"""From a GGUF file to an IR folder with the files that optimum-intel writes, all or nothing."""
+"""From a checkpoint to an IR folder with the files that optimum-intel writes, all or nothing."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import openvino as ov
-
-from ovgen.errors import ConfigError, StorageError
+from ovgen.errors import ConfigError
 from ovgen.export.architectures import build_model, check_architecture
-from ovgen.export.gguf import GGUFFile, open_gguf
+from ovgen.export.calibration import calibrate, read_token_ids
+from ovgen.export.compression import CompressionConfig
+from ovgen.export.compression_report import CompressionReport
+from ovgen.export.gguf_checkpoint import GGUFCheckpoint
+from ovgen.export.lora import with_adapters
+from ovgen.export.output_folder import new_folder
+from ovgen.export.safetensors_checkpoint import SafetensorsCheckpoint, open_safetensors
+from ovgen.export.text_part import TextPart, has_text_part
 from ovgen.export.weight_reader import WeightReader
-from ovgen.export.weights import check_weights
+from ovgen.export.weight_store import WeightStore
 
-MODEL_XML = "openvino_model.xml"
 Progress = Callable[[str], None]
+_NOT_OF_AN_IR = ("auto_map", "compression_config", "quantization_config")
 
 
-def export_gguf(
+def export_model(
     source: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
-    weights: str = "auto",
+    weights: CompressionConfig | str = "auto",
+    adapters: Sequence[tuple[Path, float]] = (),
+    calibration: Path | None = None,
     progress: Progress | None = None,
+    on_report: Callable[[CompressionReport], None] | None = None,
 ) -> Path:
-    """Write a GGUF file as a stateful OpenVINO IR folder and return the folder.
+    """Write a model as a stateful OpenVINO IR folder and return the folder.
 
     The folder appears when it is complete, or not at all.
 
     Args:
-        source: a GGUF file.
+        source: a GGUF file, or a folder as transformers saves it: config.json, safetensors and
+            tokenizer.json. Of a model that can see the language model is taken.
         folder: must not exist, or be empty.
-        weights: ``auto`` (the fastest form that stays faithful), ``exact`` (the file's values),
-            ``int8`` or ``f16``.
+        weights: how they are stored, or a mode alone; see `CompressionConfig`.
+        adapters: folders of LoRA adapters and their scales, fused one after the other.
+        calibration: a text; what runs through the model in it decides what counts in 4 bits.
         progress: called with a line about each stage.
+        on_report: called with what became of the weights.
 
     Raises:
-        ConfigError: unknown ``weights``, or a folder that holds something.
-        ModelError: the file is missing, damaged or of an unsupported kind.
+        ConfigError: ``weights`` that are unknown or cannot be, or a folder that holds something.
+        ModelError: the source is missing, damaged or of an unsupported kind.
         StorageError: the disk is full or may not be written.
     """
-    check_weights(weights)
+    config = CompressionConfig(mode=weights) if isinstance(weights, str) else weights
+    if calibration is not None and not config.searches_scales:
+        raise ConfigError(
+            "calibration has no effect without a search for scales; take 4-bit weights, or leave "
+            "it out"
+        )
     target = Path(folder)
-    with open_gguf(source) as gguf:
-        check_architecture(gguf)
+    with open_checkpoint(source) as checkpoint:
+        check_architecture(checkpoint)
         with new_folder(target) as partial:
-            _write(gguf, partial, weights, progress or (lambda line: None))
+            report = _write(
+                checkpoint, partial, config, adapters, calibration, progress or (lambda line: None)
+            )
+    if on_report is not None:
+        on_report(report)
     return target
 
 
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A folder on the target's disk whose files become the target's at the end, or go away.
-
-    A target that exists stays the folder that it is: it may be a mount, or the current one.
-    """
-    exists = target.exists()
-    if exists and not (target.is_dir() and not any(target.iterdir())):
-        raise ConfigError(f"{target} exists and is not an empty folder; give another, or remove it")
-    # Named before it is made: an interrupt in between must not leave it behind.
-    partial = (target if exists else target.parent) / f".{target.name}.{os.urandom(8).hex()}"
+def open_checkpoint(
+    source: str | os.PathLike[str],
+) -> GGUFCheckpoint | SafetensorsCheckpoint | TextPart:
+    """Open a GGUF file or a folder of transformers; use it as a context manager."""
+    if not Path(source).is_dir():
+        return GGUFCheckpoint(source)
+    checkpoint = open_safetensors(source)
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        if exists:
-            # The graph comes last: without it nothing takes the folder for a model.
-            for path in sorted(partial.iterdir(), key=lambda path: path.name == MODEL_XML):
-                path.rename(target / path.name)
-        else:
-            partial.rename(target)
-    except OSError as exc:
-        raise StorageError(f"{target} cannot be written: {exc.strerror or exc}") from exc
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        return TextPart(checkpoint) if has_text_part(checkpoint) else checkpoint
+    except BaseException:
+        checkpoint.close()
+        raise
 
 
-def _write(gguf: GGUFFile, folder: Path, weights: str, progress: Progress) -> None:
+def _write(
+    checkpoint: GGUFCheckpoint | SafetensorsCheckpoint | TextPart,
+    folder: Path,
+    weights: CompressionConfig,
+    adapters: Sequence[tuple[Path, float]],
+    calibration: Path | None,
+    progress: Progress,
+) -> CompressionReport:
     from ovgen.export.openvino_tokenizer import export_openvino_tokenizer
-    from ovgen.export.tokenizer import export_tokenizer
 
     progress("tokenizer")
-    tokens = export_tokenizer(gguf, folder)
-    progress("weights")
-    config, model = build_model(gguf, WeightReader(gguf, weights))
+    ids = _write_tokenizer(checkpoint, folder)
+    fused = with_adapters(checkpoint, adapters, exact=weights.mode == "exact")
+    with fused, WeightStore(folder) as store:
+        importance = None
+        if calibration is not None:
+            text = read_token_ids(calibration, folder)
+            importance = calibrate(fused, build_model, text, folder / "calibration", progress)
+        progress("weights")
+        reader = WeightReader(
+            fused,
+            weights,
+            store,
+            importance=importance,
+            on_read=lambda share: progress(f"weights {share:.0%}"),
+        )
+        model = build_model(fused, reader)
+        write_json(folder / "config.json", _config(checkpoint.config) | ids)
+        progress("graph")
+        store.save(model)
+    progress("tokenizer graphs")
+    report = reader.report
+    if note := export_openvino_tokenizer(folder):
+        report.notes = [*report.notes, note]
+    return report
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config without what is not so any more: the weights' format, and code to be run."""
+    return {key: value for key, value in config.items() if key not in _NOT_OF_AN_IR}
+
+
+def _write_tokenizer(
+    checkpoint: GGUFCheckpoint | SafetensorsCheckpoint | TextPart, folder: Path
+) -> dict[str, Any]:
+    """The tokenizer's files; gives the ids that the config has to have besides its own."""
+    if not isinstance(checkpoint, GGUFCheckpoint):
+        from ovgen.export.tokenizer_files import copy_tokenizer
+
+        copy_tokenizer(checkpoint.path, folder)
+        return {}
+    from ovgen.export.tokenizer import export_tokenizer
+
+    tokens = export_tokenizer(checkpoint.gguf, folder)
+    ends = tokens.eos_token_ids
     ids = {
         "bos_token_id": tokens.bos_token_id,
-        "eos_token_id": _one_or_list(tokens.eos_token_ids),
+        "eos_token_id": ends[0] if len(ends) == 1 else list(ends) or None,
         "pad_token_id": tokens.pad_token_id,
     }
-    ids = {key: value for key, value in ids.items() if value is not None}
-    write_json(folder / "config.json", {**config.to_dict(), **ids})
-    progress("graph")
-    save_model(model, folder / MODEL_XML)
-    del model
-    progress("tokenizer graphs")
-    export_openvino_tokenizer(folder)
-
-
-def _one_or_list(ids: tuple[int, ...]) -> int | list[int] | None:
-    if len(ids) == 1:
-        return ids[0]
-    return list(ids) or None
+    return {key: value for key, value in ids.items() if value is not None}
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object, indented."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def save_model(model: ov.Model, path: Path) -> None:
-    """Save an IR, and read it back: OpenVINO does not notice a full disk.
-
-    Raises:
-        StorageError: it could not be written whole.
-    """
-    try:
-        ov.save_model(model, path, compress_to_fp16=False)
-        ov.Core().read_model(path)
-    except RuntimeError as exc:
-        free = shutil.disk_usage(path.parent).free >> 20
-        raise StorageError(
-            f"{path} was not written whole: {_first_line(exc)}; its disk has {free} MB free, "
-            "free some space or take another one"
-        ) from exc
-
-
-def _first_line(exc: BaseException) -> str:
-    return next((line.strip() for line in str(exc).splitlines() if line.strip()), "unknown error")

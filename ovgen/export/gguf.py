@@ -15,9 +15,11 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from ovgen.errors import ClosedError, ModelFormatError, ModelNotFoundError, StorageError
+from ovgen.errors import ClosedError, ModelFormatError
 from ovgen.export.gguf_header import GGUFTensor, HeaderParser, MetadataValue
-from ovgen.export.gguf_quants import GGMLType
+from ovgen.export.gguf_split import Part, split_of
+from ovgen.export.gguf_types import GGMLType
+from ovgen.export.mapped_file import close_mapping, map_file, release_pages
 
 __all__ = ["GGMLType", "GGUFFile", "GGUFTensor", "MetadataValue", "open_gguf"]
 
@@ -25,9 +27,11 @@ __all__ = ["GGMLType", "GGUFFile", "GGUFTensor", "MetadataValue", "open_gguf"]
 class GGUFFile:
     """An open GGUF file: `metadata` (key to value) and `tensors` (name to tensor).
 
-    Metadata scalars are Python values, arrays of strings lists, other arrays numpy arrays.
-    Raises ModelNotFoundError, StorageError (not readable), ModelFormatError (damaged) and
-    UnsupportedModelError (a version, byte order or tensor type that ovgen does not read).
+    Any part of a split file opens all of them; the metadata is the first one's. Metadata scalars
+    are Python values, arrays of strings lists, other arrays numpy arrays.
+    Raises ModelNotFoundError (also for a part), StorageError (not readable), ModelFormatError
+    (damaged, or parts that do not belong together) and UnsupportedModelError (a version, byte
+    order or tensor type that ovgen does not read).
     """
 
     metadata: dict[str, MetadataValue]
@@ -35,11 +39,18 @@ class GGUFFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._mapping: mmap.mmap | None = _map(self.path)
+        self._mappings: list[mmap.mmap] = []
+        self._is_closed = False
         try:
-            parser = HeaderParser(self.path, self._mapping)
-            self.version: int = parser.version()
-            self.metadata, self._tensors = parser.contents()
+            part = self._open_part(self.path)
+            split = split_of(self.path, part.metadata)
+            if split is not None:
+                part = split.join(
+                    part if name == self.path.name else self._open_part(self.path.with_name(name))
+                    for name in split.part_names(self.path)
+                )
+            self.version: int = part.version
+            self.metadata, self._tensors = part.metadata, part.tensors
         except BaseException:
             self.close()
             raise
@@ -47,7 +58,7 @@ class GGUFFile:
     @property
     def tensors(self) -> dict[str, GGUFTensor]:
         """The tensors by name. Raises ClosedError after `close`."""
-        if self._mapping is None:
+        if self._is_closed:
             raise ClosedError(f"{self.path}: the GGUF file is closed; open it again")
         return self._tensors
 
@@ -57,23 +68,24 @@ class GGUFFile:
         return self.get_str("general.architecture")
 
     def release_pages(self) -> None:
-        """Let the system drop what was read from memory; it is read again where it is needed.
-
-        A mapped file counts as used memory, so an exporter that has read all of it would seem to
-        hold it twice.
-        """
-        if self._mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self._mapping.madvise(mmap.MADV_DONTNEED)
+        """Let the system drop what was read from memory; it is read again where it is needed."""
+        for mapping in self._mappings:
+            release_pages(mapping)
 
     def close(self) -> None:
-        """Let go of the mapping; views that are still held keep it alive until they go."""
-        mapping, self._mapping = self._mapping, None
+        """Let go of the mappings; views that are still held keep theirs alive until they go."""
+        self._is_closed = True
+        mappings, self._mappings = self._mappings, []
         self._tensors = {}
-        if mapping is not None:
-            try:
-                mapping.close()
-            except BufferError:
-                return
+        for mapping in mappings:
+            close_mapping(mapping)
+
+    def _open_part(self, path: Path) -> Part:
+        mapping = map_file(path, "a GGUF file")
+        self._mappings.append(mapping)
+        parser = HeaderParser(path, mapping)
+        version = parser.version()
+        return Part(path, version, *parser.contents())
 
     def __enter__(self) -> GGUFFile:
         return self
@@ -162,17 +174,3 @@ class GGUFFile:
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     """Open a GGUF file; use it as a context manager, or close it."""
     return GGUFFile(path)
-
-
-def _map(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError as exc:
-        raise ModelNotFoundError(f"{path}: no such file") from exc
-    except IsADirectoryError as exc:
-        raise ModelFormatError(f"{path}: is a folder, expected a GGUF file") from exc
-    except OSError as exc:
-        raise StorageError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
-    except ValueError as exc:  # mmap refuses an empty file
-        raise ModelFormatError(f"{path}: the file is empty, expected a GGUF file") from exc

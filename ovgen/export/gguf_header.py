@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ovgen.errors import ModelFormatError, UnsupportedModelError
-from ovgen.export.gguf_quants import BLOCK_LAYOUTS, GGMLType
+from ovgen.export.gguf_types import BLOCK_LAYOUTS, UNREAD_TYPES, GGMLType
 
 MetadataValue = bool | int | float | str | list[str] | npt.NDArray[Any]
 
@@ -34,14 +34,6 @@ _SCALARS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "B", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
 _STRUCTS = {letter: struct.Struct("<" + letter) for letter in _SCALARS.values()}
-
-# Named for the error message only.
-_UNREAD_TYPES = {
-    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS",
-    19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16",
-    26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
-    40: "NVFP4", 41: "Q1_0",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,16 +110,8 @@ class HeaderParser:
             if key in metadata:
                 self.fail(f"metadata key {key!r:.80} appears twice")
             metadata[key] = self.value(key)
-        self._check_whole(metadata)
         infos = [self.tensor_info() for _ in range(num_tensors)]
         return metadata, self.tensors(infos, self.alignment(metadata))
-
-    def _check_whole(self, metadata: dict[str, MetadataValue]) -> None:
-        parts = metadata.get("split.count", 0)
-        if isinstance(parts, int) and parts > 1:
-            raise UnsupportedModelError(
-                f"{self.path}: one of {parts} parts of a split GGUF; merge them into one file first"
-            )
 
     def number(self, letter: str, what: str) -> int | float:
         """Read one number of the type that `letter` names in struct."""
@@ -237,7 +221,7 @@ class HeaderParser:
         except ValueError as exc:
             supported = ", ".join(item.name for item in GGMLType)
             raise UnsupportedModelError(
-                f"{self.path}: {what} is of type {kind} ({_UNREAD_TYPES.get(kind, 'unknown')}); "
+                f"{self.path}: {what} is of type {kind} ({UNREAD_TYPES.get(kind, 'unknown')}); "
                 f"supported types: {supported}"
             ) from exc
 

@@ -1,84 +1,26 @@
-"""GGML's block formats in numpy: the float values of a tensor and the integer grid they sit on.
-
-A row of a quantized tensor is a run of blocks, each a small record of scales and packed codes.
-The record layouts follow the structs of ggml-common.h.
-"""
+"""GGML's block formats in numpy: the float values of a tensor and the integer grid they sit on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ovgen.export.gguf_types import BLOCK_LAYOUTS, GGMLType
+
+__all__ = ["BLOCK_LAYOUTS", "GGMLType", "QuantCodes", "codes", "dequantize"]
+
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
-
-class GGMLType(IntEnum):
-    """The tensor types that ovgen reads, with ggml's numbers."""
-
-    F32 = 0
-    F16 = 1
-    Q4_0 = 2
-    Q4_1 = 3
-    Q5_0 = 6
-    Q5_1 = 7
-    Q8_0 = 8
-    Q4_K = 12
-    Q5_K = 13
-    Q6_K = 14
-    BF16 = 30
-
-
-@dataclass(frozen=True, slots=True)
-class BlockLayout:
-    """How many values one block holds, and the record that holds them."""
-
-    size: int
-    record: np.dtype[Any]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of one block."""
-        return self.record.itemsize
-
-
-_HALF = "<f2"
-BLOCK_LAYOUTS: dict[GGMLType, BlockLayout] = {
-    GGMLType.F32: BlockLayout(1, np.dtype("<f4")),
-    GGMLType.F16: BlockLayout(1, np.dtype(_HALF)),
-    GGMLType.BF16: BlockLayout(1, np.dtype("<u2")),
-    GGMLType.Q4_0: BlockLayout(32, np.dtype([("d", _HALF), ("qs", "u1", 16)])),
-    GGMLType.Q4_1: BlockLayout(32, np.dtype([("d", _HALF), ("m", _HALF), ("qs", "u1", 16)])),
-    GGMLType.Q5_0: BlockLayout(32, np.dtype([("d", _HALF), ("qh", "u1", 4), ("qs", "u1", 16)])),
-    GGMLType.Q5_1: BlockLayout(
-        32, np.dtype([("d", _HALF), ("m", _HALF), ("qh", "u1", 4), ("qs", "u1", 16)])
-    ),
-    GGMLType.Q8_0: BlockLayout(32, np.dtype([("d", _HALF), ("qs", "i1", 32)])),
-    GGMLType.Q4_K: BlockLayout(
-        256, np.dtype([("d", _HALF), ("dmin", _HALF), ("scales", "u1", 12), ("qs", "u1", 128)])
-    ),
-    GGMLType.Q5_K: BlockLayout(
-        256,
-        np.dtype(
-            [
-                ("d", _HALF),
-                ("dmin", _HALF),
-                ("scales", "u1", 12),
-                ("qh", "u1", 32),
-                ("qs", "u1", 128),
-            ]
-        ),
-    ),
-    GGMLType.Q6_K: BlockLayout(
-        256,
-        np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", _HALF)]),
-    ),
-}
+# The sixteen values of the types whose codes are places in a table.
+_IQ4_VALUES = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
+)
+_MXFP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +53,7 @@ def dequantize(data: Bytes, ggml_type: GGMLType) -> Floats:
     if ggml_type == GGMLType.F32:
         return data.view(np.dtype("<f4"))
     if ggml_type == GGMLType.F16:
-        return data.view(np.dtype(_HALF)).astype(np.float32)
+        return data.view(np.dtype("<f2")).astype(np.float32)
     if ggml_type == GGMLType.BF16:
         return (data.view(np.dtype("<u2")).astype(np.uint32) << 16).view(np.float32)
     grid = codes(data, ggml_type)
@@ -154,6 +96,28 @@ def _q8_0(blocks: _Blocks) -> QuantCodes:
     return QuantCodes(quants, _f32(blocks["d"]), None, group=32, bits=8)
 
 
+def _q2_k(blocks: _Blocks) -> QuantCodes:
+    rows = blocks.shape[0]
+    packed = blocks["scales"]  # a scale in the low half, a minimum in the high one
+    with np.errstate(all="ignore"):
+        d = _f32(blocks["d"])[..., None] * (packed & 15).astype(np.float32)
+        m = _f32(blocks["dmin"])[..., None] * (packed >> 4).astype(np.float32)
+    return _affine(_k_pairs(blocks["qs"]), d.reshape(rows, -1), -m.reshape(rows, -1), bits=2)
+
+
+def _q3_k(blocks: _Blocks) -> QuantCodes:
+    rows = blocks.shape[0]
+    quants = _k_pairs(blocks["qs"])  # [rows, blocks, 8, 32]
+    run = np.arange(8, dtype=np.uint8)[:, None]  # bit r of hmask[j] belongs to value j of run r
+    quants |= ((blocks["hmask"][..., None, :] >> run) & 1) << 2
+    # Sixteen scales of six bits: the low four in the halves of eight bytes, the others in pairs.
+    low, high = blocks["scales"][..., :8], blocks["scales"][..., None, 8:]
+    pair = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+    upper = ((high >> pair) & 3).reshape(*blocks.shape, 16)
+    factors = np.concatenate((low & 15, low >> 4), axis=-1) | upper << 4
+    return _symmetric(quants, _signed_scales(blocks, factors).reshape(rows, -1), bits=3)
+
+
 def _q4_k(blocks: _Blocks) -> QuantCodes:
     scales, offsets = _k_scales(blocks)
     return _affine(_k_nibbles(blocks["qs"], 32), scales, offsets, bits=4)
@@ -178,15 +142,40 @@ def _q6_k(blocks: _Blocks) -> QuantCodes:
     return _symmetric(quants, scales.reshape(rows, -1), bits=6)
 
 
+def _iq4_nl(blocks: _Blocks) -> QuantCodes:
+    return _from_table(_IQ4_VALUES, _halves(blocks["qs"]), _f32(blocks["d"]))
+
+
+def _iq4_xs(blocks: _Blocks) -> QuantCodes:
+    rows = blocks.shape[0]
+    low = np.stack((blocks["scales_l"] & 15, blocks["scales_l"] >> 4), axis=-1)
+    pair = np.arange(0, 16, 2, dtype=np.uint16)
+    high = ((blocks["scales_h"][..., None] >> pair) & 3).astype(np.uint8)
+    scales = _signed_scales(blocks, low.reshape(high.shape) | high << 4)
+    quants = _halves(blocks["qs"].reshape(*blocks.shape, 8, 16))
+    return _from_table(_IQ4_VALUES, quants, scales.reshape(rows, -1))
+
+
+def _mxfp4(blocks: _Blocks) -> QuantCodes:
+    # The scale is a power of two, halved because the table's values are doubled.
+    scales = np.ldexp(np.float32(1), blocks["e"].astype(np.int32) - 128)
+    return _from_table(_MXFP4_VALUES, _halves(blocks["qs"]), scales)
+
+
 _UNPACKERS: dict[GGMLType, Callable[[_Blocks], QuantCodes]] = {
     GGMLType.Q4_0: _q4_0,
     GGMLType.Q4_1: _q4_1,
     GGMLType.Q5_0: _q5_0,
     GGMLType.Q5_1: _q5_1,
     GGMLType.Q8_0: _q8_0,
+    GGMLType.Q2_K: _q2_k,
+    GGMLType.Q3_K: _q3_k,
     GGMLType.Q4_K: _q4_k,
     GGMLType.Q5_K: _q5_k,
     GGMLType.Q6_K: _q6_k,
+    GGMLType.IQ4_NL: _iq4_nl,
+    GGMLType.IQ4_XS: _iq4_xs,
+    GGMLType.MXFP4: _mxfp4,
 }
 
 
@@ -208,6 +197,21 @@ def _k_nibbles(qs: Bytes, run: int) -> Bytes:
     runs = qs.reshape(*qs.shape[:-1], -1, run)
     pairs = np.stack((runs & 15, runs >> 4), axis=-2)
     return pairs.reshape(*qs.shape[:-1], -1, run)
+
+
+def _k_pairs(qs: Bytes) -> Bytes:
+    """[..., 8, 32] codes of two bits: 32 bytes hold four runs of values, lowest bits first."""
+    runs = qs.reshape(*qs.shape[:-1], 2, 1, 32)
+    pair = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+    quants: Bytes = (runs >> pair) & np.uint8(3)
+    return quants.reshape(*qs.shape[:-1], 8, 32)
+
+
+def _signed_scales(blocks: _Blocks, factors: Bytes) -> Floats:
+    """``d`` times six-bit factors [rows, blocks, groups] whose zero is 32."""
+    with np.errstate(all="ignore"):
+        scales: Floats = _f32(blocks["d"])[..., None] * (factors.view(np.int8) - np.int8(32))
+    return scales
 
 
 def _k_scales(blocks: _Blocks) -> tuple[Floats, Floats]:
@@ -237,3 +241,9 @@ def _symmetric(quants: Bytes, scales: Floats, bits: int) -> QuantCodes:
 def _affine(quants: Bytes, scales: Floats, offsets: Floats, bits: int) -> QuantCodes:
     flat = quants.reshape(scales.shape[0], -1)
     return QuantCodes(flat, scales, offsets, flat.shape[1] // scales.shape[1], bits)
+
+
+def _from_table(values: npt.NDArray[np.int8], quants: Bytes, scales: Floats) -> QuantCodes:
+    """Codes that are the table's values: eight bits, though stored in four."""
+    codes = values[quants].reshape(scales.shape[0], -1)
+    return QuantCodes(codes, scales, None, codes.shape[1] // scales.shape[1], bits=8)

@@ -1,18 +1,37 @@
 """The tokenizer as OpenVINO models, for programs that open the exported folder without ovgen.
 
-Built from the folder's own tokenizer.json with the steps of openvino_tokenizers, and described in
-the models' runtime info as a conversion from transformers would. What those steps cannot do: take
-a word that is a token as it is where the merges would not make it (ignore_merges), and keep a
-text that spells a byte token, as <0x0A>, apart from that token.
+Built from the folder's own tokenizer.json with the steps of openvino_tokenizers, held against it,
+and described in the models' runtime info as a conversion from transformers would. What those steps
+cannot do: keep a text that spells a byte token, as <0x0A>, apart from that token; take a word that
+is a token as it is where the merges would not make it (ignore_merges, rare words of Llama 3);
+compose (NFC) a mark with a letter that has one already; and of WordPiece, lower letters without
+folding them, as the long s, and count a word's characters instead of its bytes.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovgen.errors import ModelFormatError, StorageError
+from ovgen.errors import StorageError
+from ovgen.export.openvino_detokenizer import decoding_steps
+from ovgen.export.openvino_tokenizer_steps import (
+    NotExpressibleError,
+    Part,
+    encoding_steps,
+    template,
+    token_ids,
+)
+from ovgen.export.tokenizer_checks import (
+    expectations,
+    first_difference,
+    normal_form,
+    num_unmerged,
+    read_json,
+)
+from ovgen.text.tokenizer_config import read_text
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -21,41 +40,82 @@ if TYPE_CHECKING:
 _NO_LIMIT = 2**31 - 1  # tokens; what the truncation step takes for "none"
 
 
-def export_openvino_tokenizer(folder: Path) -> None:
+def export_openvino_tokenizer(folder: Path) -> str | None:
     """Write openvino_tokenizer.xml/.bin and openvino_detokenizer.xml/.bin beside the folder's
-    tokenizer.json, as `export_tokenizer` wrote it.
+    tokenizer.json.
 
-    Raises ModelFormatError (files that do not fit together) and StorageError.
+    They are held against tokenizer.json on some texts: models that do something else are not
+    written.
+
+    Returns:
+        None; or a line for people to read: that the models are left out, and why, or what they do
+        otherwise.
+
+    Raises:
+        ModelFormatError: the folder's files do not fit together.
+        StorageError: a file cannot be read, or not be written.
     """
-    from openvino_tokenizers.utils import update_rt_info_with_environment
-
-    content = _read_json(folder / "tokenizer.json")
-    config = _read_json(folder / "tokenizer_config.json")
-    tokenizer, detokenizer = _build(content, config)
-    template = folder / "chat_template.jinja"
-    description = _runtime_info(content, config)
-    if template.exists():
-        description["chat_template"] = template.read_text(encoding="utf-8")
-    for model, name in (tokenizer, "openvino_tokenizer"), (detokenizer, "openvino_detokenizer"):
-        # Without the versions openvino-genai takes the models for old ones that cannot be told at
-        # run time to leave special tokens out.
-        update_rt_info_with_environment(model)
-        for key, value in description.items():
-            model.set_rt_info(value, key)
+    content = normal_form(folder / "tokenizer.json")
+    config = _read_config(folder)
+    try:
+        models = _build(content, config)
+        description = _runtime_info(content, config)
+        unmerged = num_unmerged(content)
+        content.clear()  # hundreds of megabytes, as those that the next line takes and gives back
+        expected = expectations(folder / "tokenizer.json")
+        different = first_difference(expected, *_run(*models))
+    except NotExpressibleError as exc:
+        return f"no OpenVINO tokenizer: it cannot express {exc}"
+    except Exception as exc:  # all that the two libraries raise
+        reason = " ".join(str(exc).split()) or type(exc).__name__
+        return f"no OpenVINO tokenizer: openvino_tokenizers cannot do it ({reason:.300})"
+    if different is not None:
+        return f"no OpenVINO tokenizer: it treats {different!r:.60} otherwise than tokenizer.json"
+    if (source := _chat_template(folder, config)) is not None:
+        description["chat_template"] = source
+    for model, name in zip(models, ("openvino_tokenizer", "openvino_detokenizer"), strict=True):
+        _describe(model, description)
         _save(model, folder / f"{name}.xml")
+    if unmerged:
+        return (
+            f"the OpenVINO tokenizer cuts {unmerged:,} words that are tokens into several: their "
+            "merges do not make them, and it cannot ignore its merges as tokenizer.json does"
+        )
+    return None
 
 
-def _build(content: dict[str, Any], config: dict[str, Any]) -> tuple[ov.Model, ov.Model]:
+def _read_config(folder: Path) -> Part:
+    path = folder / "tokenizer_config.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _chat_template(folder: Path, config: Part) -> str | None:
+    """The one for chats without tools, where there are several."""
+    source: Any = read_text(folder / "chat_template.jinja")
+    if source is None:
+        path = folder / "chat_template.json"
+        source = (read_json(path) if path.exists() else config).get("chat_template")
+    if isinstance(source, list):
+        named = [item for item in source if isinstance(item, dict)]
+        source = next((item.get("template") for item in named if item.get("name") == "default"), "")
+    return source if isinstance(source, str) and source else None
+
+
+def _build(content: Part, config: Part) -> tuple[ov.Model, ov.Model]:
     import openvino as ov
     from openvino_tokenizers.tokenizer_pipeline import TokenizerPipeline
     from openvino_tokenizers.utils import change_inputs_type, change_outputs_type
 
     pipeline = TokenizerPipeline()
-    pipeline.add_steps(_encoding_steps(content))
-    tokens = list(pipeline[-1].vocab)
-    pipeline.vocab = tokens
+    steps = encoding_steps(content)
+    pipeline.add_steps(steps)
+    begin = getattr(steps[0], "regex_search_pattern", None)
+    pipeline.vocab = pipeline[-1].vocab
     pipeline.add_steps(_post_steps(content, config))
-    pipeline.add_steps(_decoding_steps(content, tokens))
+    pipeline.add_steps(decoding_steps(content))
+    pipeline.finalize()
+    if begin is not None:  # it puts a pattern of its own there, which is not as exact
+        steps[0].regex_search_pattern = begin
     graph = pipeline.get_tokenizer_ov_subgraph()
     # A template brings token_type_ids, which no language model here takes.
     outputs = [graph.output("input_ids"), graph.output("attention_mask")]
@@ -67,102 +127,56 @@ def _build(content: dict[str, Any], config: dict[str, Any]) -> tuple[ov.Model, o
     )
 
 
-def _encoding_steps(content: dict[str, Any]) -> list[BasePipelineStep]:
-    """Special tokens, normalizers, splits and the BPE model."""
-    from openvino_tokenizers import tokenizer_pipeline as steps
+def _post_steps(content: Part, config: Part) -> list[BasePipelineStep]:
+    """Truncation (off unless the caller asks), the template's tokens, padding."""
+    from openvino_tokenizers import tokenizer_pipeline as library
 
-    added = steps.SpecialTokensSplit.from_string_iter(
-        token["content"] for token in content["added_tokens"]
-    )
-    result: list[BasePipelineStep] = [added]
-    for item in _sequence(content["normalizer"], "normalizers"):
-        if item["type"] == "Prepend":
-            result.append(steps.RegexNormalizationStep.prepend_regex(item["prepend"]))
+    around: list[Any] = []
+    for item in template(content):
+        if item is None:
+            around.append(library.Sequence(token_type_id=0))
         else:
-            pattern = item["pattern"]["String"]
-            result.append(steps.RegexNormalizationStep(pattern, item["content"]))
-    for item in _sequence(content["pre_tokenizer"], "pretokenizers"):
-        if item["type"] == "ByteLevel":
-            result.append(steps.BytesToCharsStep())
-        else:
-            pattern = item["pattern"]["Regex"]
-            # Not mergeable: one pattern after the other is not the same as either of them.
-            result.append(steps.RegexSplitStep(pattern, behaviour="isolate", mergeable=False))
-    result.append(steps.BPETokenizationStep.from_hf_json(content))
-    return result
-
-
-def _post_steps(content: dict[str, Any], config: dict[str, Any]) -> list[BasePipelineStep]:
-    """Truncation (off unless the caller asks), the template's bos and eos, padding."""
-    from openvino_tokenizers import tokenizer_pipeline as steps
-
-    if content["post_processor"] is None:
-        combine = steps.CombineSegmentsStep([steps.Sequence()])
-    else:
-        combine = steps.CombineSegmentsStep.from_hf_json_template_postprocessor(
-            content["post_processor"]
-        )
-    limit = config.get("model_max_length", _NO_LIMIT) - combine.number_of_added_tokens
-    pad = config.get("pad_token")
+            around.append(library.AddToken(token=item[0], _token_id=item[1], token_type_id=0))
+    combine = library.CombineSegmentsStep(around)
+    limit = config.get("model_max_length", _NO_LIMIT)
+    is_limit = isinstance(limit, int | float) and 0 < limit < _NO_LIMIT
+    limit = int(limit) if is_limit else _NO_LIMIT
+    pad = _token_text(config.get("pad_token"))
     return [
-        steps.TruncationStep(max_length=min(limit, _NO_LIMIT)),
+        library.TruncationStep(max_length=limit - combine.number_of_added_tokens),
         combine,
-        steps.PaddingStep(token=pad, _token_id=_token_ids(content).get(pad)),
-    ]
-
-
-def _decoding_steps(content: dict[str, Any], tokens: list[str]) -> list[BasePipelineStep]:
-    """A table from ids to bytes, whose entries are joined and made valid UTF-8.
-
-    The table does what tokenizer.json's decoder does token by token. The library's own step for
-    bytes spoils every token of six characters in angle brackets, as <html>.
-    """
-    from openvino_tokenizers import tokenizer_pipeline as steps
-    from openvino_tokenizers.constants import UTF8ReplaceMode
-    from openvino_tokenizers.utils import apply_unicode_to_bytes, transform_unigram_token_to_bytes
-
-    if content["decoder"]["type"] == "ByteLevel":
-        table = [apply_unicode_to_bytes(token, return_corrupted_tokens=True) for token in tokens]
-    else:
-        table = [transform_unigram_token_to_bytes(token, byte_fallback=True) for token in tokens]
-    result: list[BasePipelineStep] = [
-        steps.VocabDecoderStep(
-            table,
-            skip_tokens=[token["id"] for token in content["added_tokens"] if token["special"]],
+        library.PaddingStep(
+            token=pad,
+            _token_id=token_ids(content).get(pad or ""),
+            pad_right=config.get("padding_side") != "left",
         ),
-        steps.FuseStep(),
     ]
-    if any(part["type"] == "Strip" for part in _sequence(content["decoder"], "decoders")):
-        result.append(steps.RegexDecodingStep.strip_forward_space())
-    return [*result, steps.UTF8ValidateStep(mode=UTF8ReplaceMode.REPLACE)]
 
 
-def _sequence(item: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
-    """The parts of a component of tokenizer.json, which may be absent, one, or a sequence."""
-    if item is None:
-        return []
-    parts: list[dict[str, Any]] = item[key] if item["type"] == "Sequence" else [item]
-    return parts
+def _run(
+    tokenizer: ov.Model, detokenizer: ov.Model
+) -> tuple[Callable[[str], Sequence[int]], Callable[[Sequence[int]], str]]:
+    """What the two models do."""
+    import openvino as ov
+
+    core = ov.Core()
+    encoder, decoder = (core.compile_model(model, "CPU") for model in (tokenizer, detokenizer))
+    return (
+        lambda text: encoder([text])["input_ids"][0].tolist(),
+        lambda ids: str(decoder([list(ids)])["string_output"][0]),
+    )
 
 
-def _token_ids(content: dict[str, Any]) -> dict[str | None, int]:
-    return content["model"]["vocab"]  # type: ignore[no-any-return]
-
-
-def _runtime_info(content: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+def _runtime_info(content: Part, config: Part) -> dict[str, Any]:
     """What openvino-genai reads from the models: ids and the template of added tokens."""
-    ids = _token_ids(content)
+    ids = token_ids(content)
+    named = {name: _token_text(config.get(f"{name}_token")) for name in ("bos", "eos", "pad")}
     info: dict[str, Any] = {
-        f"{name}_token_id": ids[config[f"{name}_token"]]
-        for name in ("bos", "eos", "pad")
-        if f"{name}_token" in config
+        f"{name}_token_id": ids[token] for name, token in named.items() if token in ids
     }
-    single = [-1]
-    if (post := content["post_processor"]) is not None:
-        info["original_post_processor_template"] = json.dumps(post)
-        single = [
-            -1 if "Sequence" in part else ids[part["SpecialToken"]["id"]] for part in post["single"]
-        ]
+    single = [-1 if item is None else item[1] for item in template(content)]
+    if single != [-1]:
+        info["original_post_processor_template"] = json.dumps(content["post_processor"])
     second = [i if i >= 0 else -2 for i in single]
     info["processed_post_processor_template"] = json.dumps(
         {
@@ -174,16 +188,20 @@ def _runtime_info(content: dict[str, Any], config: dict[str, Any]) -> dict[str, 
     return info
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise StorageError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
-    except ValueError as exc:
-        raise ModelFormatError(f"{path}: not JSON ({exc})") from exc
-    if not isinstance(content, dict):
-        raise ModelFormatError(f"{path}: expected a JSON object")
-    return content
+def _token_text(value: Any) -> str | None:
+    """A token's text, as tokenizer_config.json has it: alone, or in an object."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
+
+
+def _describe(model: ov.Model, description: Mapping[str, Any]) -> None:
+    from openvino_tokenizers.utils import update_rt_info_with_environment
+
+    # Without the versions openvino-genai takes the models for old ones that cannot be told at
+    # run time to leave special tokens out.
+    update_rt_info_with_environment(model)
+    for key, value in description.items():
+        model.set_rt_info(value, key)
 
 
 def _save(model: ov.Model, path: Path) -> None:

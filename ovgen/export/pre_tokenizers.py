@@ -3,7 +3,8 @@
 The names are llama.cpp's. A text is split by one pattern after the other, each over the pieces the
 one before left; matches and gaps both stay pieces. Where llama.cpp's regex engine forced it to
 approximate a model's own pattern, the model's own is used: letter case and marks in gpt-4o and
-tekken, white space beyond ASCII in the deepseek ones.
+tekken, letter case and the surroundings of digits in tiny_aya, white space beyond ASCII in the
+deepseek ones.
 """
 
 from __future__ import annotations
@@ -63,6 +64,28 @@ _TEKKEN = _any_of(
     _SYMBOLS + r"[\r\n/]*",
     _LINES_AND_SPACES,
 )
+_EXAONE_MOE = _any_of(
+    _CONTRACTION,
+    _LEAD + r"(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+",
+    r"\p{N}",
+    _SYMBOLS + r"[\r\n/]?",
+    r"\s*[\r\n]",
+    _SPACES,
+)
+# White space in powers of two, each but the last followed by more of it.
+_JAIS2_SPACES = _any_of(*(rf"\s{{{2**i}}}(?!\S)" for i in range(9, 1, -1)), r"\s{1,2}(?!\S)", r"\s")
+_JAIS2 = _any_of(
+    _CONTRACTION, _WORD, r"\p{N}{1,3}", _SYMBOLS + r"[\r\n]*", r"\s*[\r\n]+", _JAIS2_SPACES
+)
+_MINICPM5 = _any_of(_CONTRACTION, _WORD, r"\p{N}+", _SYMBOLS + r"[\r\n]*", _LINES_AND_SPACES)
+_UFAKZEKA = _any_of(_WORD, r"\p{N}", _SYMBOLS + r"[\r\n]*", _LINES_AND_SPACES)
+_SPARK = _any_of(
+    _ASCII_SYMBOL + "[A-Za-z]+",
+    r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+",
+    r" ?[\p{P}\p{S}]+",
+    r"[\r\n]",
+    _SPACES,
+)
 _DEEPSEEK3 = _any_of(
     _ASCII_SYMBOL + "[A-Za-z]+",
     r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+",
@@ -76,6 +99,9 @@ _DEEPSEEK_LETTER = (
     r"\x{10570}-\x{105BB}\x{16E40}-\x{16E7F}\x{1D400}-\x{1DF1E}])[\p{Lu}\p{Ll}\p{Lt}]"
 )
 _BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
+
+_HAN_AND_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
+_THOUSANDS = r"\d{1,3}(?=(?:\d{3})*\b)"  # digits in threes from the right
 
 _DEFAULT = PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", _THREE_DIGITS))
 _FALCON = PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, _THREE_DIGITS))
@@ -106,9 +132,11 @@ _GROUPS: tuple[tuple[PreTokenizer, tuple[str, ...]], ...] = (
     ),
     (
         PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True),
-        ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+        ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
+         "jina-v5-nano"),
     ),
-    (PreTokenizer((_LLAMA3,)), ("dbrx", "smaug-bpe", "glm4", "chatglm-bpe")),
+    (PreTokenizer((_LLAMA3,)), ("dbrx", "smaug-bpe", "chatglm-bpe")),
+    (PreTokenizer((_LLAMA3,), ignore_merges=True), ("glm4", "glm5")),
     (
         PreTokenizer((_QWEN2,)),
         ("qwen2", "deepseek-r1-qwen", "stablelm2", "kormo", "f2llmv2", "megrez", "hunyuan",
@@ -118,15 +146,22 @@ _GROUPS: tuple[tuple[PreTokenizer, tuple[str, ...]], ...] = (
     (_DEEPSEEK_LLM, ("deepseek-llm",)),
     (_DEEPSEEK_CODER, ("deepseek-coder",)),
     (
-        PreTokenizer((r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", _DEEPSEEK3)),
-        ("deepseek-v3", "hunyuan-dense", "joyai-llm"),
+        PreTokenizer((r"\p{N}{1,3}", _HAN_AND_KANA, _DEEPSEEK3)),
+        ("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"),
     ),
-    (PreTokenizer((_GPT4O,)), ("gpt-4o", "llama4", "kanana2", "minimax-m2")),
+    (PreTokenizer((r"\p{N}{1,3}", _HAN_AND_KANA, _SPARK, r"\p{N}")), ("spark2_5",)),
+    (PreTokenizer((_GPT4O,)), ("gpt-4o", "llama4", "kanana2", "minimax-m2", "talkie")),
+    (PreTokenizer((_THOUSANDS, _GPT4O)), ("tiny_aya", "cohere2moe")),
     (PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True), ("tekken",)),
     (PreTokenizer((_BLOOM,)), ("bloom", "poro-chat", "gpt3-finnish")),
     (PreTokenizer((_BLOOM, r"\p{N}")), ("viking",)),
     (PreTokenizer((_BAILING,)), ("bailingmoe", "bailingmoe2", "llada-moe")),
     (PreTokenizer((_SEED_CODER,)), ("seed-coder",)),
+    (PreTokenizer((_EXAONE_MOE,)), ("exaone-moe",)),
+    (PreTokenizer((_JAIS2,)), ("jais-2",)),
+    (PreTokenizer((r"\p{N}{1,3}", _MINICPM5), ignore_merges=True), ("minicpm5",)),
+    (PreTokenizer((r"[^\n]+|\n+", _QWEN2)), ("laguna",)),
+    (PreTokenizer((_UFAKZEKA,)), ("ufakzeka",)),
 )  # fmt: skip
 
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {

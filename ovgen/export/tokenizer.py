@@ -1,45 +1,19 @@
-"""The tokenizer of a GGUF file as Hugging Face files: tokenizer.json and what belongs to it.
-
-Two kinds: "gpt2", byte-level BPE with merges, and "llama", SentencePiece-style BPE whose merges
-follow from the scores. llama.cpp on the same file is the yardstick for the ids.
-"""
+"""The tokenizer of a GGUF file as Hugging Face files: tokenizer.json and what belongs to it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
+from tokenizers import AddedToken, Tokenizer, processors
 
 from ovgen.errors import ModelFormatError, OvgenError, StorageError, UnsupportedModelError
 from ovgen.export.gguf import GGUFFile
-from ovgen.export.pre_tokenizers import PRE_TOKENIZERS
-from ovgen.export.vocabulary import (
-    USER_DEFINED,
-    TokenizerInfo,
-    Vocabulary,
-    added_ids,
-    check_length,
-    read_vocabulary,
-)
+from ovgen.export.tokenizer_kinds import BUILDERS
+from ovgen.export.vocabulary import USER_DEFINED, TokenizerInfo, Vocabulary, added_ids
 
-__all__ = ["TokenizerInfo", "export_tokenizer", "merges_from_scores"]
-
-_MAX_TOKEN_LENGTH = 1024  # characters; every way to cut a token is looked at
-_SPACE = "▁"  # SentencePiece's visible space
+__all__ = ["TokenizerInfo", "export_tokenizer"]
 
 
 def export_tokenizer(gguf: GGUFFile, folder: Path) -> TokenizerInfo:
@@ -50,15 +24,16 @@ def export_tokenizer(gguf: GGUFFile, folder: Path) -> TokenizerInfo:
     tokenizer or pre-tokenizer that ovgen does not know) and StorageError.
     """
     kind = gguf.get_str("tokenizer.ggml.model")
-    builder = _BUILDERS.get(kind)
+    builder = BUILDERS.get(kind)
     if builder is None:
         raise UnsupportedModelError(
-            f"{gguf.path}: tokenizer {kind!r:.80}; supported: {', '.join(_BUILDERS)}"
+            f"{gguf.path}: tokenizer {kind!r:.80}; supported: {', '.join(BUILDERS)}"
         )
     try:
-        tokenizer, vocabulary, add_bos = builder(gguf)
-        add_bos = gguf.get_bool("tokenizer.ggml.add_bos_token", default=add_bos)
-        add_eos = gguf.get_bool("tokenizer.ggml.add_eos_token", default=False)
+        built = builder(gguf)
+        tokenizer, vocabulary = built.tokenizer, built.vocabulary
+        add_bos = gguf.get_bool("tokenizer.ggml.add_bos_token", default=built.add_bos)
+        add_eos = gguf.get_bool("tokenizer.ggml.add_eos_token", default=built.add_eos)
         _add_special_tokens(tokenizer, vocabulary)
         _set_template(gguf, tokenizer, vocabulary, add_bos, add_eos)
     except OvgenError:
@@ -74,109 +49,6 @@ def export_tokenizer(gguf: GGUFFile, folder: Path) -> TokenizerInfo:
     if "tokenizer.chat_template" in gguf.metadata:
         _write(folder / "chat_template.jinja", gguf.get_str("tokenizer.chat_template"))
     return vocabulary.info
-
-
-def _byte_level_bpe(gguf: GGUFFile) -> tuple[Tokenizer, Vocabulary, bool]:
-    """Byte-level BPE as GPT-2 has it; also whether it adds bos by default."""
-    name = gguf.get_str("tokenizer.ggml.pre", default="default")
-    pre_tokenizer = PRE_TOKENIZERS.get(name)
-    if pre_tokenizer is None:
-        raise UnsupportedModelError(
-            f"{gguf.path}: pre-tokenizer {name!r:.80}; supported: {', '.join(PRE_TOKENIZERS)}"
-        )
-    vocabulary = read_vocabulary(gguf)
-    model = models.BPE(
-        vocab=vocabulary.ids,
-        merges=_merges(gguf, vocabulary.ids),
-        ignore_merges=pre_tokenizer.ignore_merges,
-    )
-    tokenizer = Tokenizer(model)
-    splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in pre_tokenizer.patterns]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer, vocabulary, pre_tokenizer.add_bos
-
-
-def _sentencepiece_bpe(gguf: GGUFFile) -> tuple[Tokenizer, Vocabulary, bool]:
-    """BPE over characters with spaces made visible and bytes for what the vocabulary lacks."""
-    vocabulary = read_vocabulary(gguf, bos=1, eos=2, unk=0)
-    scores = gguf.get_numbers("tokenizer.ggml.scores")
-    check_length(gguf, "tokenizer.ggml.scores", scores, vocabulary.tokens)
-    unk = vocabulary.info.unk_token_id
-    longest = max(map(len, vocabulary.tokens))
-    if longest > _MAX_TOKEN_LENGTH:
-        raise ModelFormatError(
-            f"{gguf.path}: a token of {longest} characters, the most is {_MAX_TOKEN_LENGTH}"
-        )
-    model = models.BPE(
-        vocab=vocabulary.ids,
-        merges=merges_from_scores(vocabulary.tokens, scores, _whole_tokens(vocabulary)),
-        unk_token=None if unk is None else vocabulary.tokens[unk],
-        fuse_unk=True,
-        byte_fallback=True,
-    )
-    tokenizer = Tokenizer(model)
-    prefix = gguf.get_bool("tokenizer.ggml.add_space_prefix", default=True)
-    visible = normalizers.Replace(" ", _SPACE)
-    decoding = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if prefix:
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), visible])
-        decoding.append(decoders.Strip(" ", 1, 0))
-    else:
-        tokenizer.normalizer = visible
-    tokenizer.decoder = decoders.Sequence(decoding)
-    return tokenizer, vocabulary, True
-
-
-_BUILDERS: dict[str, Callable[[GGUFFile], tuple[Tokenizer, Vocabulary, bool]]] = {
-    "gpt2": _byte_level_bpe,
-    "llama": _sentencepiece_bpe,
-}
-
-
-def merges_from_scores(
-    tokens: list[str], scores: npt.NDArray[Any], whole: Collection[str] = ()
-) -> list[tuple[str, str]]:
-    """The merges, first to last, that make BPE merge as SentencePiece does: of all neighbours that
-    together are a token, those whose token scores best (ties: the lower id).
-
-    Every way to split a token in two tokens is a merge with that token's rank; but `whole` tokens
-    are never made by merging.
-    """
-    known = set(tokens)
-    order = np.argsort(-scores.astype(np.float64), kind="stable")
-    merges: list[tuple[str, str]] = []
-    for token_id in order.tolist():
-        token = tokens[token_id]
-        if token in whole:
-            continue
-        for cut in range(1, len(token)):
-            left = token[:cut]
-            if left in known and token[cut:] in known:
-                merges.append((left, token[cut:]))
-    return merges
-
-
-def _whole_tokens(vocabulary: Vocabulary) -> set[str]:
-    """The added tokens, which are cut out of the text before it is merged; not those with a
-    visible space, which only the normalizer can bring into it."""
-    tokens = (vocabulary.tokens[i] for i in added_ids(vocabulary))
-    return {token for token in tokens if _SPACE not in token}
-
-
-def _merges(gguf: GGUFFile, ids: dict[str, int]) -> list[tuple[str, str]]:
-    merges: list[tuple[str, str]] = []
-    for line in gguf.get_strings("tokenizer.ggml.merges"):
-        cut = line.find(" ", 1)
-        left, right = line[:cut], line[cut + 1 :]
-        if cut < 0 or left not in ids or right not in ids or left + right not in ids:
-            raise ModelFormatError(
-                f"{gguf.path}: merge {line!r:.80} is not two tokens that make a third"
-            )
-        merges.append((left, right))
-    return merges
 
 
 def _add_special_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:

@@ -1,52 +1,83 @@
-"""The tensors of a file as the matrices and vectors that an architecture asks for by name."""
+"""The tensors of a checkpoint as the matrices and vectors that an architecture asks for by name."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ovgen.errors import ModelFormatError
-from ovgen.export.gguf import GGUFFile, GGUFTensor
-from ovgen.export.gguf_quants import dequantize
-from ovgen.export.weights import (
-    INT8_GROUP,
-    Format,
-    Matrix,
-    check_weights,
-    choose_format,
-    finite,
-    read_matrix,
-)
+from ovgen.export.checkpoint import Checkpoint, Floats, Tensor
+from ovgen.export.compression import CompressionConfig
+from ovgen.export.compression_plan import CompressionPlan
+from ovgen.export.compression_report import CompressionReport
+from ovgen.export.matrices import Format, Matrix
+from ovgen.export.tensor_views import OrderedTensor, TransposedTensor
+from ovgen.export.weight_store import WeightStore
+from ovgen.export.weights import MatrixRequest, finite, read_matrix
 
-# The first and the last block take a group below the run time's quantization group of 64, which
-# keeps their inputs in float32. They are 2 of SmolLM2's 30 blocks, and its mean KL falls from
-# 0.0060 to 0.0041 by it.
-OUTER_INT8_GROUP = 32
-_BLOCK = re.compile(r"blk\.\d+\.")
+# What older versions of transformers saved although it follows from the config.
+_DERIVED = re.compile(r"(?:.*\.)?(?:rotary_emb\.inv_freq|(?:attn|attention)\.(?:masked_)?bias)")
 
 
 class WeightReader:
-    """The tensors of a GGUF file, each to be asked for by name and in the wanted format."""
+    """The tensors of a checkpoint, each to be asked for by name and in the wanted format."""
 
-    def __init__(self, gguf: GGUFFile, weights: str) -> None:
-        check_weights(weights)
-        self._gguf = gguf
-        self._weights = weights
-        self._unread = dict.fromkeys(gguf.tensors)
-        blocks = [int(name.split(".")[1]) for name in gguf.tensors if _BLOCK.match(name)]
-        self._outer_blocks = ("blk.0.", f"blk.{max(blocks, default=0)}.")
-        self.num_parameters = sum(int(np.prod(t.shape)) for t in gguf.tensors.values())
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        weights: CompressionConfig | str,
+        store: WeightStore,
+        importance: Mapping[str, Floats] | None = None,
+        on_read: Callable[[float], None] = lambda share: None,
+    ) -> None:
+        config = CompressionConfig(mode=weights) if isinstance(weights, str) else weights
+        self._checkpoint = checkpoint
+        self._store = store
+        self._tensors = checkpoint.tensors
+        self._plan = CompressionPlan(config, checkpoint)
+        self._unread = {name for name in self._tensors if not _DERIVED.fullmatch(name)}
+        self._importance = importance or {}
+        self._report = CompressionReport()
+        self._on_read = on_read  # called with the share of all values that is done
+        self._num_read = 0
+        self._num_values = sum(map(_num_values, self._tensors.values()))
+        self.joined: dict[str, str] = {}  # tensors -> the first one in the same matrix
+
+    @property
+    def placeholders(self) -> list[Any]:
+        """Nodes that stand for weights in the graph; see `DecoderGraph.model`."""
+        return self._store.placeholders
+
+    @property
+    def report(self) -> CompressionReport:
+        """What became of the matrices that were read."""
+        self._report.notes = self._plan.notes
+        return self._report
 
     def __contains__(self, name: str) -> bool:
-        return name in self._gguf.tensors
+        return name in self._tensors
 
-    def vector(self, name: str, size: int) -> npt.NDArray[np.float32]:
+    def prefix(self, module: str, name: str) -> str:
+        """``module`` with a dot if the names of this checkpoint begin with it, else nothing.
+
+        The first checkpoints of some families leave out the name of the model without its head.
+        ``name``: of a tensor in the module.
+        """
+        return f"{module}." if f"{module}.{name}" in self._tensors else ""
+
+    def vector(self, name: str, size: int) -> Floats:
         """A one-dimensional tensor as float32 [size]."""
-        tensor = self._take(name, (size,))
-        return finite(tensor, dequantize(tensor.data, tensor.type), np.float32).reshape(size)
+        return self.array(name, (size,)).reshape(size)
+
+    def array(self, name: str, shape: tuple[int, ...]) -> Floats:
+        """A small tensor of any shape as float32."""
+        tensor = self._take(name, shape)
+        values = finite(tensor, tensor.values(slice(None)), np.float32)
+        return np.array(values, np.float32).reshape(shape)
 
     def matrix(
         self,
@@ -54,68 +85,130 @@ class WeightReader:
         shape: tuple[int, int],
         *,
         is_table: bool = False,
+        order: npt.NDArray[np.intp] | None = None,
+        transposed: bool = False,
     ) -> Matrix:
-        """A matrix [rows, cols]; a table is looked up by row."""
-        tensor = self._take(name, shape)
+        """A matrix [rows, cols].
+
+        Args:
+            name: of the tensor.
+            shape: of the matrix.
+            is_table: its rows are looked up.
+            order: of its rows, None as the file has them.
+            transposed: the file has it as [cols, rows].
+        """
+        tensor = self._take(name, shape[::-1] if transposed else shape)
+        if transposed:
+            # GGUF has turned it already, and its own form keeps its grid.
+            if isinstance(tensor, TransposedTensor):
+                tensor = tensor.tensor
+            else:
+                tensor = TransposedTensor(tensor, name)
+        tensor = _ordered(tensor, order)
         return self._read([tensor], self._format(tensor, is_table))
+
+    def experts(
+        self, names: Sequence[str], shape: tuple[int, int, int], *, transposed: bool = False
+    ) -> Matrix:
+        """One batch of matrices [experts, rows, cols], without offsets.
+
+        Args:
+            names: of the experts' tensors, or of a single one that holds them all.
+            shape: of the batch.
+            transposed: the single tensor is [experts, cols, rows].
+        """
+        experts, rows, cols = shape
+        if len(names) == experts:
+            tensors = [self._take(name, (rows, cols)) for name in names]
+        else:
+            tensor = self._take(names[0], (experts, cols, rows) if transposed else shape)
+            tensors = [TransposedTensor(tensor, names[0]) if transposed else tensor]
+        formats = [self._plan.format(each, is_table=False, is_expert=True) for each in tensors]
+        # One format for all: where the plan keeps some in 8 bits, it is theirs.
+        fmt = next((each for each in formats if each.kind == "int8_sym"), formats[0])
+        return self._read(tensors, fmt, experts=experts)
 
     def stack(
         self,
         parts: Sequence[tuple[str, int]],
         cols: int,
         *,
-        interleaved: Sequence[int] | None = None,
+        orders: Sequence[npt.NDArray[np.intp] | None] | None = None,
     ) -> list[Matrix]:
         """Matrices ``(name, rows)`` that are applied to the same input, as few as can be.
 
         All in one where their formats agree, so that one matmul computes them; else each alone.
-        ``interleaved``: see `read_matrix`.
+        ``orders``: of the rows of each, None as the file has them.
         """
-        tensors = [self._take(name, (rows, cols)) for name, rows in parts]
-        formats = [self._format(tensor, is_table=False) for tensor in tensors]
-        heads = interleaved or [0] * len(tensors)
-        kept_codes = formats[0].kind == "codes"
-        if len(set(formats)) == 1 and (not kept_codes or len({t.type for t in tensors}) == 1):
-            return [self._read(tensors, formats[0], heads)]
-        return [
-            self._read([tensor], fmt, [head])
-            for tensor, fmt, head in zip(tensors, formats, heads, strict=True)
+        tensors = [
+            _ordered(self._take(name, (rows, cols)), order)
+            for (name, rows), order in zip(parts, orders or [None] * len(parts), strict=True)
         ]
+        formats = [self._format(tensor, is_table=False) for tensor in tensors]
+        if len(set(formats)) == 1 and (formats[0].kind != "codes" or _same_columns(tensors)):
+            return [self._read(tensors, formats[0])]
+        return [self._read([tensor], fmt) for tensor, fmt in zip(tensors, formats, strict=True)]
+
+    def ignore(self, name: str) -> None:
+        """Leave a tensor unread that the model has but does not use, if it is there."""
+        self._unread.discard(name)
 
     def refuse_unread(self) -> None:
         """Raise ModelFormatError if a tensor was not used: the graph would not be the model's."""
-        if self._unread:
-            names = ", ".join(list(self._unread)[:3])
+        unread = [name for name in self._tensors if name in self._unread]
+        unread = [name for name in unread if not _is_zero_bias(self._tensors[name])]
+        if unread:
             raise ModelFormatError(
-                f"{self._gguf.path}: {len(self._unread)} tensors do not belong to this "
-                f"architecture, the first are {names}"
+                f"{self._checkpoint.path}: {len(unread)} tensors do not belong to this "
+                f"architecture, the first are {', '.join(unread[:3])}"
             )
 
     def _read(
-        self, tensors: Sequence[GGUFTensor], fmt: Format, interleaved: Sequence[int] | None = None
+        self, tensors: Sequence[Tensor], fmt: Format, *, experts: int | None = None
     ) -> Matrix:
-        is_outer = tensors[0].name.startswith(self._outer_blocks)
-        group = OUTER_INT8_GROUP if is_outer else INT8_GROUP
-        matrix = read_matrix(tensors, fmt, interleaved=interleaved, int8_group=group)
-        self._gguf.release_pages()
+        first = tensors[0].name
+        self.joined.update(dict.fromkeys((tensor.name for tensor in tensors), first))
+        request = MatrixRequest(
+            tensors, fmt, experts, self._importance.get(first), self._checkpoint.release_pages
+        )
+        matrix, errors = read_matrix(request, self._store)
+        self._report.add(tensors, fmt, errors)
+        self._num_read += sum(map(_num_values, tensors))
+        self._on_read(self._num_read / max(1, self._num_values))
         return matrix
 
-    def _format(self, tensor: GGUFTensor, is_table: bool) -> Format:
-        return choose_format(
-            tensor.type,
-            self._weights,
-            num_parameters=self.num_parameters,
-            is_table=is_table,
-        )
+    def _format(self, tensor: Tensor, is_table: bool) -> Format:
+        return self._plan.format(tensor, is_table=is_table)
 
-    def _take(self, name: str, shape: tuple[int, ...]) -> GGUFTensor:
-        tensor = self._gguf.tensors.get(name)
+    def _take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        tensor = self._tensors.get(name)
         if tensor is None:
-            raise ModelFormatError(f"{self._gguf.path}: the tensor {name!r} is missing")
+            raise ModelFormatError(f"{self._checkpoint.path}: the tensor {name!r} is missing")
         if tuple(tensor.shape) != shape:
             raise ModelFormatError(
-                f"{self._gguf.path}: tensor {name!r} has shape {tuple(tensor.shape)}, "
-                f"the metadata asks for {shape}"
+                f"{self._checkpoint.path}: tensor {name!r} has shape {tuple(tensor.shape)}, "
+                f"the config asks for {shape}"
             )
-        self._unread.pop(name, None)
+        self._unread.discard(name)
         return tensor
+
+
+def _num_values(tensor: Tensor) -> int:
+    return int(np.prod(tensor.shape, dtype=np.int64))
+
+
+def _is_zero_bias(tensor: Tensor) -> bool:
+    """Whether it is a bias that changes nothing: some quantizers wrote one for every layer."""
+    is_bias = tensor.name.endswith(".bias") and len(tensor.shape) == 1
+    return is_bias and not tensor.values(slice(None)).any()
+
+
+def _ordered(tensor: Tensor, order: npt.NDArray[np.intp] | None) -> Tensor:
+    return tensor if order is None else OrderedTensor(tensor, tensor.name, order)
+
+
+def _same_columns(tensors: Sequence[Tensor]) -> bool:
+    first, *others = (tensor.column_order for tensor in tensors)
+    if first is None:
+        return all(order is None for order in others)
+    return all(order is not None and np.array_equal(order, first) for order in others)

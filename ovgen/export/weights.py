@@ -1,238 +1,286 @@
-"""Weight compression: from the file's tensors to the matrices that a graph holds.
+"""From a checkpoint's tensors to the matrices of a graph, through row chunks.
 
-A tensor is read in row chunks, so that no more than a chunk is ever held as float32.
+No more than a chunk for each thread is held as float32: what is finished is in the store's file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import openvino as ov
 
-from ovgen.errors import ConfigError, ModelFormatError
-from ovgen.export.gguf import GGMLType, GGUFTensor
-from ovgen.export.gguf_quants import codes, dequantize
+from ovgen.errors import ModelFormatError
+from ovgen.export import quantize
+from ovgen.export.checkpoint import Floats, Tensor
+from ovgen.export.matrices import DenseMatrix, Format, Matrix, QuantizedMatrix, SquaredError
+from ovgen.export.quantize import Groups
+from ovgen.export.weight_store import Slot, WeightStore
 
-WEIGHTS = ("auto", "exact", "int8", "f16")
-Floats = npt.NDArray[np.float32] | npt.NDArray[np.float16]
-
-# Below this many parameters a matmul costs more in overhead than in memory traffic, so that one
-# int8 matmul beats 4-bit codes with a second matmul for the offsets.
-SMALL_MODEL_PARAMETERS = 500_000_000
-INT8_GROUP = 64
-_CHUNK_VALUES = 4 << 20
-
-_FOUR_BIT = (GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q4_K)
-_EIGHT_BIT_GRID = (GGMLType.Q8_0, GGMLType.Q5_0)  # symmetric codes in groups of 32
-_DENSE = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
-
-
-@dataclass(frozen=True, slots=True)
-class DenseMatrix:
-    """A matrix of floats.
-
-    Attributes:
-        values: [rows, cols] float32 or float16.
-    """
-
-    values: Floats
+_CHUNK_VALUES = 1 << 18  # a megabyte of float32, which stays in a core's cache
+_MAX_THREADS = 8
+_RELEASE_VALUES = 1 << 24
+_FLOATS = {"f32": ov.Type.f32, "f16": ov.Type.f16, "bf16": ov.Type.bf16}
+_CODES = {
+    "int8_sym": ov.Type.i8,
+    "int8_asym": ov.Type.u8,
+    "int4_sym": ov.Type.i4,
+    "int4_asym": ov.Type.i4,
+    "nf4": ov.Type.nf4,
+}
 
 
 @dataclass(frozen=True, slots=True)
-class QuantizedMatrix:
-    """A matrix on an integer grid: ``w = scales * codes + offsets``, group by group.
+class MatrixRequest:
+    """A matrix to be made of the rows of several tensors, which share columns and a format.
 
     Attributes:
-        codes: [rows, cols] int8, or [rows, cols / 2] uint8 with two 4-bit codes in two's
-            complement to a byte, the first in the low half.
-        scales: [rows, cols / group].
-        offsets: [rows, cols / group], or None on a symmetric grid.
-        group: neighbours along a row that share a scale.
-        bits: 8 or 4.
+        tensors: each [rows, cols], or of more axes.
+        fmt: how to store it.
+        experts: matrices of equal size that lie behind each other, for one batched matmul; None for
+            one matrix.
+        importance: [cols], how much a column's squared error counts; None for all alike.
+        release: called now and then, to let go of pages that were read.
     """
 
-    codes: npt.NDArray[np.int8] | npt.NDArray[np.uint8]
-    scales: Floats
-    offsets: Floats | None
-    group: int
-    bits: Literal[4, 8]
+    tensors: Sequence[Tensor]
+    fmt: Format
+    experts: int | None = None
+    importance: Floats | None = None
+    release: Callable[[], None] = field(default=lambda: None)
 
     @property
-    def cols(self) -> int:
-        """Columns of the matrix."""
-        return int(self.scales.shape[1]) * self.group
+    def shape(self) -> tuple[int, ...]:
+        """(rows, cols) or (experts, rows, cols)."""
+        rows, cols = sum(map(num_rows, self.tensors)), self.tensors[0].shape[-1]
+        return (rows, cols) if self.experts is None else (self.experts, rows // self.experts, cols)
 
 
-Matrix = DenseMatrix | QuantizedMatrix
+def num_rows(tensor: Tensor) -> int:
+    """All axes but the last."""
+    return int(np.prod(tensor.shape[:-1], dtype=np.int64))
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
-    """How a tensor is stored in the graph.
-
-    Attributes:
-        kind: ``dense``, ``codes`` (the file's own integer grid) or ``int8`` (rounded to a grid of
-            our own).
-        dtype: of dense values, or of scales and offsets.
-    """
-
-    kind: Literal["dense", "codes", "int8"]
-    dtype: type[np.float32] | type[np.float16]
-
-
-def check_weights(weights: str) -> None:
-    """Raise ConfigError unless this is one of the weight formats."""
-    if weights not in WEIGHTS:
-        raise ConfigError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
-
-
-def choose_format(
-    ggml_type: GGMLType, weights: str, *, num_parameters: int, is_table: bool
-) -> Format:
-    """The format of one tensor.
-
-    ``auto`` takes the fastest form that stays faithful: 8-bit and symmetric 4-bit codes as they
-    are, asymmetric 4-bit codes with their offsets, everything else as int8; small models take
-    int8 throughout. A table is one whose rows are looked up as well as multiplied: it takes no
-    4-bit codes and no offsets, which a lookup would undo for the whole table at once.
-    """
-    asymmetric = ggml_type in (GGMLType.Q4_1, GGMLType.Q5_1, GGMLType.Q4_K, GGMLType.Q5_K)
-    if weights == "f16":
-        return Format("dense", np.float16)
-    if weights == "exact":
-        if ggml_type in _DENSE or (is_table and asymmetric):
-            is_half = ggml_type == GGMLType.F16
-            return Format("dense", np.float16 if is_half else np.float32)
-        return Format("codes", np.float32)
-    if ggml_type in _EIGHT_BIT_GRID:
-        return Format("codes", np.float16)
-    is_small = num_parameters < SMALL_MODEL_PARAMETERS
-    if weights == "auto" and ggml_type in _FOUR_BIT and not is_small and not is_table:
-        return Format("codes", np.float16)
-    return Format("int8", np.float16)
-
-
-def read_matrix(
-    tensors: Sequence[GGUFTensor],
-    fmt: Format,
-    *,
-    interleaved: Sequence[int] | None = None,
-    int8_group: int = INT8_GROUP,
-) -> Matrix:
-    """One matrix of the rows of several tensors, which share columns and (for codes) a type.
-
-    Args:
-        tensors: each [rows, cols].
-        fmt: how to store it.
-        interleaved: for each tensor the number of heads whose rows GGUF interleaves for its rotary
-            embedding, 0 for none.
-        int8_group: neighbours that share a scale where values are rounded to int8.
+def read_matrix(request: MatrixRequest, store: WeightStore) -> tuple[Matrix, list[SquaredError]]:
+    """Read, round and store a matrix; gives its nodes and, for each tensor, the error.
 
     Raises:
         ModelFormatError: a scale or a value is not finite.
     """
-    parts = [
-        unpermute(tensor.data, heads) if heads else tensor.data
-        for tensor, heads in zip(tensors, interleaved or [0] * len(tensors), strict=True)
-    ]
+    fmt, shape = request.fmt, list(request.shape)
     if fmt.kind == "dense":
-        return _dense(tensors, parts, fmt.dtype)
-    if fmt.kind == "int8":
-        return _int8(tensors, parts, fmt.dtype, int8_group)
-    return _codes(tensors, parts, fmt.dtype)
+        name, dtype = request.tensors[0].name, _FLOATS[fmt.dtype]
+        slot = store.reserve(
+            name, dtype, shape, row_axes=len(shape) - 1, as_stored=fmt.dtype != "f32"
+        )
+        return DenseMatrix(slot.node), _run(request, lambda *chunk: _dense(fmt, slot, *chunk))
+    slots = _Slots.reserve(request, store)
+    if fmt.kind == "codes":
+        errors = _run(request, lambda *chunk: _keep(fmt, slots, *chunk))
+    else:
+        errors = _run(request, lambda *chunk: _round(request, slots, *chunk))
+    return slots.matrix(request), errors
 
 
-def unpermute(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
-    """Each head's even rows before its odd ones, as the rotate-half form of RoPE wants them.
+@dataclass(frozen=True, slots=True)
+class _Slots:
+    """The constants of one quantized matrix."""
 
-    Args:
-        rows: [heads * head_dim, ...], as GGUF interleaves them.
-    """
-    halves = rows.reshape(heads, -1, 2, *rows.shape[1:])
-    return np.asarray(halves.swapaxes(1, 2).reshape(rows.shape))
+    codes: Slot
+    scales: Slot
+    zero_points: Slot | None
+    offsets: Slot | None
+
+    @classmethod
+    def reserve(cls, request: MatrixRequest, store: WeightStore) -> _Slots:
+        fmt, (*rows, cols) = request.fmt, request.shape
+        codes, has_offsets, has_zero_points = _layout(fmt)
+        groups = cols // fmt.row_group
+        axes = rows if groups == 1 else [*rows, groups]
+
+        def slot(what: str, dtype: ov.Type, shape: list[int]) -> Slot:
+            name = f"{request.tensors[0].name}/{what}"
+            return store.reserve(name, dtype, shape, row_axes=len(rows))
+
+        floats = _FLOATS[fmt.dtype]
+        return cls(
+            slot("codes", codes, [*axes, fmt.row_group]),
+            slot("scales", floats, [*axes, 1]),
+            slot("zero_points", ov.Type.u8, [*axes, 1]) if has_zero_points else None,
+            slot("offsets", floats, [*rows, groups]) if has_offsets else None,
+        )
+
+    def write(self, row: int, rows: int, groups: Groups) -> None:
+        """Store rounded groups, which are those of so many rows from this row on."""
+        codes = groups.codes.reshape(rows, -1)
+        if self.codes.row_bytes < codes.shape[1]:
+            codes = quantize.pack_nibbles(codes)
+        self.codes.write(row, codes)
+        self.scales.write(row, groups.scales.reshape(rows, -1))
+        if self.zero_points is not None and groups.zero_points is not None:
+            self.zero_points.write(row, groups.zero_points.reshape(rows, -1))
+        if self.offsets is not None and groups.offsets is not None:
+            self.offsets.write(row, groups.offsets.reshape(rows, -1))
+
+    def matrix(self, request: MatrixRequest) -> QuantizedMatrix:
+        """The nodes."""
+        return QuantizedMatrix(
+            self.codes.node,
+            self.scales.node,
+            None if self.zero_points is None else self.zero_points.node,
+            None if self.offsets is None else self.offsets.node,
+            request.shape,
+            request.fmt.row_group,
+            request.tensors[0].column_order if request.fmt.kind == "codes" else None,
+        )
 
 
-def _chunks(
-    tensors: Sequence[GGUFTensor], parts: Sequence[npt.NDArray[np.uint8]]
-) -> Iterator[tuple[GGUFTensor, npt.NDArray[np.uint8], slice]]:
-    """Row chunks of all parts, each with its place in the joined matrix."""
+def _layout(fmt: Format) -> tuple[ov.Type, bool, bool]:
+    """The type of the codes, and whether there are offsets and zero points."""
+    grid = fmt.grid
+    if grid is None:
+        return _CODES[fmt.kind], fmt.kind == "int4_asym", fmt.kind == "int8_asym"
+    if grid.has_zero_points:
+        return ov.Type.u4 if grid.bits <= 4 else ov.Type.u8, False, True
+    return ov.Type.i4 if grid.bits <= 4 else ov.Type.i8, grid.has_offsets, False
+
+
+_Job: TypeAlias = Callable[[Tensor, slice, int], SquaredError]
+
+
+def _run(request: MatrixRequest, job: _Job) -> list[SquaredError]:
+    """Do a job for each chunk of rows of each tensor, on all cores; the error of each tensor."""
+    total, unreleased = [SquaredError() for _ in request.tensors], 0
+    chunks = list(_chunks(request.tensors))
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as pool:
+        errors = pool.map(lambda chunk: job(request.tensors[chunk[0]], *chunk[1:]), chunks)
+        for chunk, error in zip(chunks, errors, strict=True):
+            total[chunk[0]].add(error)
+            unreleased += _CHUNK_VALUES
+            if unreleased >= _RELEASE_VALUES:
+                request.release()
+                unreleased = 0
+    request.release()
+    return total
+
+
+def _chunks(tensors: Sequence[Tensor]) -> Iterator[tuple[int, slice, int]]:
+    """Row chunks of all tensors: its number, its rows, and the first's row in the joined matrix."""
     start = 0
-    for tensor, data in zip(tensors, parts, strict=True):
-        step = max(1, _CHUNK_VALUES // tensor.shape[1])
-        for row in range(0, len(data), step):
-            chunk = data[row : row + step]
-            yield tensor, chunk, slice(start + row, start + row + len(chunk))
-        start += len(data)
+    for number, tensor in enumerate(tensors):
+        rows = num_rows(tensor)
+        step = max(1, _CHUNK_VALUES // tensor.shape[-1])
+        for row in range(0, rows, step):
+            yield number, slice(row, min(row + step, rows)), start + row
+        start += rows
 
 
-def _shape(tensors: Sequence[GGUFTensor]) -> tuple[int, int]:
-    return sum(tensor.shape[0] for tensor in tensors), tensors[0].shape[1]
+def _dense(fmt: Format, slot: Slot, tensor: Tensor, rows: slice, start: int) -> SquaredError:
+    values = finite(tensor, tensor.values(rows), np.float32)
+    if fmt.dtype == "bf16":
+        stored = to_bfloat16(values)
+        slot.write(start, stored)
+        return _error((stored.astype(np.uint32) << 16).view(np.float32), values)
+    cast = finite(tensor, values, fmt.scale_type)
+    slot.write(start, cast)
+    return _error(cast.astype(np.float32, copy=False), values)
 
 
-def _dense(
-    tensors: Sequence[GGUFTensor], parts: Sequence[npt.NDArray[np.uint8]], dtype: type[Any]
-) -> DenseMatrix:
-    values = np.empty(_shape(tensors), dtype)
-    for tensor, data, rows in _chunks(tensors, parts):
-        values[rows] = finite(tensor, dequantize(data, tensor.type), dtype)
-    return DenseMatrix(values)
+def _round(
+    request: MatrixRequest, slots: _Slots, tensor: Tensor, rows: slice, start: int
+) -> SquaredError:
+    fmt = request.fmt
+    values = finite(tensor, tensor.values(rows), np.float32)
+    flat = values.reshape(-1, fmt.group)
+    importance = None
+    if request.importance is not None:
+        importance = np.broadcast_to(request.importance, values.shape).reshape(flat.shape)
+    with np.errstate(all="ignore"):  # scales that are not finite are found in the next line
+        groups = _GRIDS[fmt.kind](flat, fmt, importance)
+    _check(tensor, groups)
+    slots.write(start, len(values), groups)
+    return _error(groups.values(nf4=fmt.kind == "nf4"), flat)
 
 
-def _int8(
-    tensors: Sequence[GGUFTensor],
-    parts: Sequence[npt.NDArray[np.uint8]],
-    dtype: type[Any],
-    wanted_group: int,
-) -> QuantizedMatrix:
-    """Round to the nearest of 255 steps a group, symmetric around zero."""
-    num_rows, cols = _shape(tensors)
-    group = next((size for size in (wanted_group, 32) if cols % size == 0), cols)
-    quants = np.empty((num_rows, cols), np.int8)
-    scales = np.empty((num_rows, cols // group), dtype)
-    for tensor, data, rows in _chunks(tensors, parts):
-        values = finite(tensor, dequantize(data, tensor.type), np.float32)
-        grouped = values.reshape(len(values), -1, group)
-        # The codes are rounded to the grid of the scale as stored. Its smallest value keeps a
-        # group of zeros from dividing by zero.
-        step = np.maximum(np.abs(grouped).max(axis=2) / 127, np.finfo(dtype).smallest_subnormal)
-        scales[rows] = finite(tensor, step, dtype)
-        grid = grouped / scales[rows, :, None].astype(np.float32)
-        quants[rows] = np.clip(np.rint(grid), -127, 127).reshape(values.shape)
-    return QuantizedMatrix(quants, scales, None, group, 8)
+_Grid: TypeAlias = Callable[[Floats, Format, "Floats | None"], Groups]
+_GRIDS: dict[str, _Grid] = {
+    "int8_sym": lambda groups, fmt, _: quantize.symmetric8(groups, fmt.scale_type),
+    "int8_asym": lambda groups, fmt, _: quantize.asymmetric8(groups, fmt.scale_type),
+    "int4_sym": lambda groups, fmt, importance: quantize.symmetric4(
+        groups, fmt.scale_type, search=fmt.search, importance=importance
+    ),
+    "int4_asym": lambda groups, fmt, importance: quantize.affine4(
+        groups, fmt.scale_type, search=fmt.search, importance=importance
+    ),
+    "nf4": lambda groups, fmt, importance: quantize.nf4(
+        groups, fmt.scale_type, search=fmt.search, importance=importance
+    ),
+}
 
 
-def _codes(
-    tensors: Sequence[GGUFTensor], parts: Sequence[npt.NDArray[np.uint8]], dtype: type[Any]
-) -> QuantizedMatrix:
-    """Keep the file's codes, made signed: ``s*q + o`` is ``s*(q - 8) + (o + 8*s)``."""
-    num_rows, cols = _shape(tensors)
-    first = codes(parts[0][:1], tensors[0].type)
-    assert first is not None, "only quantized types have codes"
-    group, bits = first.group, 4 if first.bits == 4 else 8
-    quants = np.empty((num_rows, cols * bits // 8), np.uint8 if bits == 4 else np.int8)
-    scales = np.empty((num_rows, cols // group), dtype)
-    offsets = None if first.offsets is None else np.empty_like(scales)
-    centre = 0 if offsets is None else 1 << (first.bits - 1)
-    for tensor, data, rows in _chunks(tensors, parts):
-        grid = codes(data, tensor.type)
-        assert grid is not None, "one matrix has one type"
-        signed = (grid.codes.astype(np.int16) - centre).astype(np.int8)
-        quants[rows] = _pack_nibbles(signed) if bits == 4 else signed
-        scales[rows] = finite(tensor, grid.scales, dtype)
-        if offsets is not None and grid.offsets is not None:
-            offsets[rows] = finite(tensor, grid.offsets + centre * grid.scales, dtype)
-    return QuantizedMatrix(quants, scales, offsets, group, 4 if bits == 4 else 8)
+def _keep(fmt: Format, slots: _Slots, tensor: Tensor, rows: slice, start: int) -> SquaredError:
+    """Keep the file's codes, with whole zero points or made signed: ``s*q + o`` is
+    ``s*(q - 8) + (o + 8*s)``."""
+    grid, found = fmt.grid, tensor.codes(rows)
+    assert grid is not None, "codes are those of a grid"
+    codes, offsets, zero_points = found.codes, found.offsets, None
+    if offsets is not None and grid.has_zero_points:
+        with np.errstate(all="ignore"):
+            zero_points = np.nan_to_num(np.rint(-offsets / found.scales)).astype(np.uint8)
+        zero_points, offsets = zero_points.reshape(-1), None
+    elif offsets is not None:
+        centre = 1 << (grid.bits - 1)
+        codes = (codes.astype(np.int16) - centre).astype(np.int8)
+        offsets = (offsets + np.float32(centre) * found.scales).reshape(-1)
+    exact = Groups(codes.reshape(-1, grid.group), found.scales.reshape(-1), offsets, zero_points)
+    kept = Groups(
+        exact.codes,
+        _stored(exact.scales, fmt),
+        None if offsets is None else _stored(offsets, fmt),
+        zero_points,
+    )
+    _check(tensor, kept)
+    slots.write(start, len(codes), kept)
+    if fmt.dtype == "f32":
+        return SquaredError()
+    return _error(kept.values(), exact.values())
 
 
-def _pack_nibbles(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
-    nibbles = values.view(np.uint8) & np.uint8(0xF)
-    return np.asarray(nibbles[:, 0::2] | (nibbles[:, 1::2] << 4), np.uint8)
+def _stored(values: Floats, fmt: Format) -> npt.NDArray[Any]:
+    with np.errstate(over="ignore"):
+        return values.astype(fmt.scale_type)
 
 
-def finite(tensor: GGUFTensor, values: npt.NDArray[Any], dtype: type[Any]) -> npt.NDArray[Any]:
+def _error(stored: Floats, values: Floats) -> SquaredError:
+    difference = (stored - values).reshape(-1)
+    flat = values.reshape(-1)
+    with np.errstate(over="ignore"):
+        return SquaredError(float(difference @ difference), float(flat @ flat))
+
+
+def _check(tensor: Tensor, groups: Groups) -> None:
+    finite(tensor, groups.scales, groups.scales.dtype.type)
+    if groups.offsets is not None:
+        finite(tensor, groups.offsets, groups.offsets.dtype.type)
+
+
+def to_bfloat16(values: Floats) -> npt.NDArray[np.uint16]:
+    """The upper halves of float32 values, rounded to nearest even."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+
+
+def finite(tensor: Tensor, values: npt.NDArray[Any], dtype: type[Any]) -> npt.NDArray[Any]:
+    """The values in another type.
+
+    Raises:
+        ModelFormatError: one is not finite there.
+    """
     with np.errstate(over="ignore"):
         cast = values.astype(dtype, copy=False)
     if not np.isfinite(cast).all():

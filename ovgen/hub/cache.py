@@ -21,6 +21,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _REFUSED = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EIO}
 )
+_EXPORTED = (".json", ".jinja", ".model", ".safetensors")
 STORAGE_ERRNOS = _FULL | _REFUSED | {errno.ENAMETOOLONG}
 
 
@@ -63,20 +64,37 @@ def compiled_folder(home: Path) -> Path:
     return home / "compiled"
 
 
-def model_cache_folder(home: Path, gguf_path: Path, weights: str) -> Path:
-    """Where the IR exported from a GGUF file with these weights belongs: ``models/<key>``.
+def model_cache_folder(home: Path, source: Path, weights: str) -> Path:
+    """Where the IR exported from a GGUF file or a checkpoint's folder with these weights belongs:
+    ``models/<key>``.
 
     A downloaded file is known by its source's key (its sha256 when the catalog has one), any other
-    by name, size and modification time, which costs one ``stat`` and no reading.
+    by name, size and modification time, and so is every file of a folder that the export reads:
+    that costs a ``stat`` each and no reading.
     """
-    gguf_path = gguf_path.absolute()
-    if gguf_path.parent.parent == sources_folder(home).absolute():
-        key = gguf_path.parent.name
+    source = source.absolute()
+    name = source.stem
+    if source.parent.parent == sources_folder(home).absolute():
+        key = source.parent.name
     else:
-        with storage_errors(f"read {gguf_path}"):
-            stat = gguf_path.stat()
-        key = short_digest(f"{gguf_path.name}\0{stat.st_size}\0{stat.st_mtime_ns}")
-    return models_folder(home) / f"{gguf_path.stem}-{key}-{weights}"
+        with storage_errors(f"read {source}"):
+            if source.is_dir():
+                name = _folder_name(source)
+                files = [path for path in sorted(source.iterdir()) if path.suffix in _EXPORTED]
+            else:
+                files = [source]
+            stats = [(path.name, path.stat()) for path in files]
+        key = short_digest(
+            "\0".join(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}" for file, stat in stats)
+        )
+    return models_folder(home) / f"{name}-{key}-{weights}"
+
+
+def _folder_name(folder: Path) -> str:
+    """The folder's name; of a snapshot of the hub, whose own name is a commit, the repository's."""
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.removeprefix("models--")
+    return folder.name
 
 
 def short_digest(text: str) -> str:

@@ -153,8 +153,16 @@ def _locate(download: Download, source: Source, home: Path) -> Path | None:
         path = home / (folder / _NOTE).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
-    whole = (path / "openvino_model.bin").is_file() if path.is_dir() else path.is_file()
-    return path if whole else None
+    return path if path.is_file() or _is_whole(path) else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the weights of an IR or of a checkpoint are there: the note may outlive them."""
+    if (folder / "openvino_model.xml").is_file():
+        return (folder / "openvino_model.bin").is_file()
+    from ovgen.hub.hf import has_all_shards
+
+    return has_all_shards(folder)
 
 
 def _write_note(folder: Path, path: Path, home: Path) -> None:

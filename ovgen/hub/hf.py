@@ -4,8 +4,10 @@ The hub's library does the transfer; its errors are mapped here, once.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 MODEL_XML, MODEL_BIN = "openvino_model.xml", "openvino_model.bin"
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_MAX_PARTS = 1000
+_SPLIT_GGUF = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _TOKENIZERS = ("tokenizer.json", "openvino_tokenizer.xml", "tokenizer.model")
 _GRAPHS = ("openvino_model", "openvino_tokenizer", "openvino_detokenizer")
 _TIMEOUT_SECONDS = 10.0
@@ -38,18 +44,34 @@ def find_in_user_cache(source: HubSource) -> Path | None:
         return Path(found) if isinstance(found, str) else None
 
     if source.file is not None:
-        return cached(source.file)
+        parts = [cached(name) for name in split_parts(source.file)]
+        return cached(source.file) if all(parts) else None
     # An interrupted download leaves a folder with some of the files: look for each that is needed.
-    graph = cached(MODEL_XML)
-    whole = graph and cached(MODEL_BIN) and any(cached(name) for name in _TOKENIZERS)
-    return graph.parent if graph and whole else None
+    if graph := cached(MODEL_XML):
+        whole = cached(MODEL_BIN) and any(cached(name) for name in _TOKENIZERS)
+        return graph.parent if whole else None
+    config = cached(CONFIG)
+    whole = config and cached("tokenizer.json") and has_all_shards(config.parent)
+    return config.parent if config and whole else None
+
+
+def has_all_shards(folder: Path) -> bool:
+    """Whether a folder has the safetensors that transformers would load."""
+    if (folder / SINGLE).is_file():
+        return True
+    try:
+        weight_map = json.loads((folder / INDEX).read_bytes())["weight_map"]
+        return all((folder / name).is_file() for name in set(weight_map.values()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def fetch_from_hub(source: HubSource, cache_dir: Path, *, sha256: str | None = None) -> Path:
     """Download ``source`` and return its file, or the folder of its repository's snapshot.
 
-    A repository without an IR but with one .gguf file gives that file. Raises ModelNotFoundError
-    when there is no such repository or file, DownloadError when it cannot be had, StorageError.
+    A repository with an IR gives that, else its checkpoint, else its one .gguf file. Raises
+    ModelNotFoundError when there is no such repository or file, DownloadError when it cannot be
+    had, StorageError.
     """
     _import_hub()
     from huggingface_hub import HfApi
@@ -59,7 +81,7 @@ def fetch_from_hub(source: HubSource, cache_dir: Path, *, sha256: str | None = N
             source.repo, revision=source.revision, timeout=_TIMEOUT_SECONDS, files_metadata=True
         )
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-        names = [source.file] if source.file else needed_files(source, list(siblings))
+        names = split_parts(source.file) if source.file else needed_files(source, list(siblings))
         missing = [name for name in names if name not in siblings]
         if missing or info.sha is None:
             raise ModelNotFoundError(f"{source} has no file {missing}; it has {_some(siblings)}")
@@ -67,33 +89,63 @@ def fetch_from_hub(source: HubSource, cache_dir: Path, *, sha256: str | None = N
         require_space(cache_dir, _bytes_to_come(cache_dir, source, info.sha, siblings, names))
         # One after another, and not by the library's thread pool: Ctrl-C ends this at once.
         paths = [_fetch_file(source, siblings[name], info.sha, cache_dir, sha256) for name in names]
-    return paths[0] if len(paths) == 1 else paths[0].parent
+    if source.file:
+        return paths[names.index(source.file)]
+    return paths[0] if names[0].lower().endswith(".gguf") else paths[0].parent
+
+
+def split_parts(file: str) -> list[str]:
+    """All files of a split GGUF, the first one first; of any other file itself."""
+    found = _SPLIT_GGUF.fullmatch(file)
+    if found is None or not 0 < int(found[2]) <= int(found[3]) <= _MAX_PARTS:
+        return [file]
+    width = len(found[3])
+    return [
+        f"{found[1]}-{number:0{width}}-of-{found[3]}.gguf" for number in range(1, int(found[3]) + 1)
+    ]
 
 
 def needed_files(source: HubSource, names: list[str]) -> list[str]:
-    """Which of a repository's files a run needs: the IR with its tokenizer, or the one .gguf."""
+    """Which of a repository's files a run needs: the IR with its tokenizer, or the checkpoint with
+    it, or the one .gguf, in parts or whole.
+    """
     top = [name for name in names if "/" not in name]
     if MODEL_XML in top:
         return [MODEL_XML, *(name for name in top if _is_needed(name))]
+    weights = _weights(top)
+    if CONFIG in top and weights:
+        described = (name for name in top if _is_description(name) and name != CONFIG)
+        return [CONFIG, *described, *weights]
     ggufs = [name for name in names if name.lower().endswith(".gguf")]
-    if len(ggufs) == 1:
-        return ggufs
+    if ggufs and sorted(ggufs) == sorted(split_parts(ggufs[0])):
+        return split_parts(ggufs[0])
     if ggufs:
         raise ModelNotFoundError(
             f"{source} has {len(ggufs)} .gguf files; name one of them, as "
             f"hf:{source.repo}/{ggufs[0]} (it has {_some(ggufs)})"
         )
     raise ModelNotFoundError(
-        f"{source} has neither {MODEL_XML} nor a .gguf file (it has {_some(names)}); "
-        "name a repository with an exported OpenVINO model"
+        f"{source} has neither {MODEL_XML}, {CONFIG} with {SINGLE}, nor a .gguf file "
+        f"(it has {_some(names)}); name a repository with one of these"
     )
+
+
+def _weights(top: list[str]) -> list[str]:
+    """The safetensors of a checkpoint: one, or all shards. A repository may hold them twice."""
+    if SINGLE in top:
+        return [SINGLE]
+    return [name for name in top if _SHARD.fullmatch(name)] if INDEX in top else []
 
 
 def _is_needed(name: str) -> bool:
     stem, _, suffix = name.rpartition(".")
     if suffix in ("xml", "bin"):  # a repository may hold the checkpoint's .bin files as well
         return stem in _GRAPHS and name != MODEL_XML
-    return suffix in ("json", "jinja") or name == "tokenizer.model"
+    return _is_description(name)
+
+
+def _is_description(name: str) -> bool:
+    return name.endswith((".json", ".jinja")) or name == "tokenizer.model"
 
 
 def _fetch_file(

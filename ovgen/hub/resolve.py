@@ -1,5 +1,6 @@
 """From a model argument to files on this machine. Accepted everywhere: an IR folder, a .gguf file,
-an alias of the catalog, a hub repository, or a source (``hf:``, ``pypi:``, ``file:``).
+a folder that transformers saved, an alias of the catalog, a hub repository, or a source (``hf:``,
+``pypi:``, ``file:``).
 """
 
 from __future__ import annotations
@@ -25,9 +26,16 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """A model on this machine: an IR's folder or a GGUF file, and the name it was asked by."""
+    """A model on this machine, and the name it was asked by.
 
-    kind: Literal["ir", "gguf"]
+    Attributes:
+        kind: ``ir`` (a folder), or what is still to be exported: ``gguf`` (a file) or
+            ``checkpoint`` (a folder with config.json and safetensors).
+        path: the folder or file.
+        name: for messages.
+    """
+
+    kind: Literal["ir", "gguf", "checkpoint"]
     path: Path
     name: str
 
@@ -131,13 +139,18 @@ def _model_at(path: Path, name: str) -> ResolvedModel:
         if path.is_dir():
             if (path / MODEL_XML).is_file():
                 return ResolvedModel("ir", path, name)
-            raise ModelNotFoundError(f"{path} has no {MODEL_XML}; it has {_contents(path)}")
+            if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
+                return ResolvedModel("checkpoint", path, name)
+            raise ModelNotFoundError(
+                f"{path} has no {MODEL_XML}, nor config.json with *.safetensors; "
+                f"it has {_contents(path)}"
+            )
         if path.suffix.lower() == ".gguf" or _has_gguf_magic(path):
             return ResolvedModel("gguf", path, path.stem if path.name == name else name)
     advice = (
         f"give its folder {path.absolute().parent}"
         if path.name == MODEL_XML
-        else (f"give a folder with {MODEL_XML}, or a .gguf file")
+        else (f"give a folder with {MODEL_XML} or safetensors, or a .gguf file")
     )
     raise ModelNotFoundError(f"{path} is not a model; {advice}")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ovgen.errors import ConfigError
 from ovgen.model.loader import MODEL_NAME
 
-EXPORT_VERSION = 1  # a higher one has GGUF files exported again
+EXPORT_VERSION = 2  # a higher one has models exported again
 
 
 def resolve_folder(
@@ -22,8 +22,9 @@ def resolve_folder(
     """The IR folder of a model.
 
     Args:
-        model: an alias, an IR folder, a ``.gguf`` file or a Hugging Face repository id.
-        weights: the format in which a GGUF file is exported.
+        model: an alias, an IR folder, a ``.gguf`` file, a folder that transformers saved, or a
+            Hugging Face repository id.
+        weights: the format in which it is exported, if it is no IR yet.
         offline: never reach for the network; None: as the environment says.
         progress: called with a line about each stage of an export.
 
@@ -36,7 +37,7 @@ def resolve_folder(
         from ovgen.hub.resolve import resolve_model
 
         resolved = resolve_model(model, offline=offline)
-        if resolved.kind == "gguf":
+        if resolved.kind != "ir":
             return exported_folder(resolved.path, weights, progress)
         folder = resolved.path
     if weights != "auto":
@@ -59,18 +60,21 @@ def compiled_cache_folder() -> Path:
 
 
 def exported_folder(
-    gguf: Path, weights: str, progress: Callable[[str], None] | None = None
+    source: Path, weights: str, progress: Callable[[str], None] | None = None
 ) -> Path:
-    """The IR of a GGUF file in the cache; processes that start together export once."""
+    """The IR of a GGUF file or a checkpoint's folder in the cache.
+
+    Processes that start together export once.
+    """
     from ovgen.hub.cache import home_folder, locked, model_cache_folder
 
     home = home_folder()
-    folder = model_cache_folder(home, gguf, f"{weights}-{EXPORT_VERSION}")
+    folder = model_cache_folder(home, source, f"{weights}-{EXPORT_VERSION}")
     if (folder / MODEL_NAME).is_file():
         return folder
-    from ovgen.export.exporter import export_gguf
+    from ovgen.export.exporter import export_model
 
     with locked(home, folder.name):
         if not (folder / MODEL_NAME).is_file():
-            export_gguf(gguf, folder, weights=weights, progress=progress)
+            export_model(source, folder, weights=weights, progress=progress)
     return folder

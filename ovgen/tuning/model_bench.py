@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import median
 
 from ovgen.errors import RequestError, UnsupportedModelError
+from ovgen.evaluation.divergence import CHUNK, WINDOW, compare, reference
 from ovgen.llm import LLM
 from ovgen.tuning.candidates import Properties
-from ovgen.tuning.divergence import CHUNK, WINDOW, divergence, reference
 from ovgen.tuning.search import Sample
 
 MAX_TEXT = 2048  # tokens of the text that are read
@@ -52,7 +52,7 @@ class ModelBench:
     def divergence(self, properties: Properties) -> float:
         """Mean KL divergence from float32 over the text."""
         with self._load(properties, token_budget=CHUNK) as llm:
-            return divergence(self._reference, llm, self._windows)
+            return compare(self._reference, llm, self._windows).mean_kl
 
     def sample(self, properties: Properties) -> Sample:
         """Times of one request alone, and the throughput of many at once.

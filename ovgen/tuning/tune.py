@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ovgen.engine_config import GOALS
 from ovgen.errors import ConfigError
+from ovgen.evaluation.passage import PASSAGE
 from ovgen.model.device_facts import device_facts, identity
 from ovgen.model.profile_file import Profile
 from ovgen.tuning.candidates import stages
 from ovgen.tuning.model_bench import ModelBench
-from ovgen.tuning.passage import PASSAGE
 from ovgen.tuning.search import Search, Trial
 
 

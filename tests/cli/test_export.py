@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+import tiny_checkpoints
 
 IR_FILES = {
     "openvino_model.xml", "openvino_model.bin", "config.json", "generation_config.json",
@@ -11,7 +14,7 @@ IR_FILES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("weights", [None, "auto", "exact", "int8", "f16"])
+@pytest.mark.parametrize("weights", [None, "auto", "exact", "int8_sym", "fp16"])
 def test_export(cli, gguf_file, tmp_path, weights):
     folder = tmp_path / "deep" / "down" / "ir"
     options = ("--weights", weights) if weights else ()
@@ -23,10 +26,37 @@ def test_export(cli, gguf_file, tmp_path, weights):
 
 def test_weights_matter(cli, gguf_file, tmp_path):
     sizes = {}
-    for weights in ("int8", "f16"):
+    for weights in ("int8_sym", "fp16"):
         cli("export", gguf_file, tmp_path / weights, "--weights", weights).text()
         sizes[weights] = (tmp_path / weights / "openvino_model.bin").stat().st_size
-    assert sizes["f16"] > 1.7 * sizes["int8"]
+    assert sizes["fp16"] > 1.7 * sizes["int8_sym"]
+
+
+def test_options_of_the_weights(cli, gguf_file, tmp_path):
+    options = "--weights int4_sym --group-size 32 --ratio 0.5 --override *.o_proj.weight=fp16"
+    result = cli("export", gguf_file, tmp_path / "ir", *options.split())
+    assert result.text() == f"{tmp_path / 'ir'}\n"
+    lines = {line.split("  ")[0]: line for line in result.err.splitlines()}
+    assert "int4_sym, group 32" in lines
+    assert lines["o_proj"].endswith("fp16")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ("--ratio 0.5", "ratio has no effect on auto weights"),
+        ("--weights int8_sym --no-scale-search", "scale_search has no effect on int8_sym"),
+        ("--weights int4_sym --group-size 24", "group_size must be -1 .* not 24"),
+        ("--weights int4_sym --ratio 1.5", "ratio must be between 0 and 1, not 1.5"),
+        ("--override lm_haed*=fp16", "'lm_haed.' fits no tensor"),
+        ("--override *=q4", "the mode of '.' must be one of .* not 'q4'"),
+        ("--lora missing", "missing/adapter_config.json: no such file"),
+    ],
+)
+def test_options_that_cannot_be(cli, gguf_file, tmp_path, options, problem):
+    line = cli("export", gguf_file, tmp_path / "ir", *options.split()).one_error_line()
+    assert re.search(problem, line)
+    assert not (tmp_path / "ir").exists()
 
 
 @pytest.mark.parametrize("name", [".", "../ir", "{}"])
@@ -43,6 +73,38 @@ def test_into_an_empty_folder(cli, gguf_file, tmp_path, monkeypatch, name):
 def test_export_from_a_source(cli, gguf_file, tmp_path):
     cli("export", f"file:{gguf_file}", tmp_path / "ir", "--offline").text()
     assert (tmp_path / "ir" / "openvino_model.xml").is_file()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder as transformers saves it."""
+    record = tiny_checkpoints.records()["llama"]
+    return tiny_checkpoints.write_checkpoint(tmp_path / "saved", record, num_shards=2)
+
+
+def test_export_of_a_folder_of_transformers(cli, saved, tmp_path):
+    cli("export", saved, tmp_path / "ir").text()
+    assert {path.name for path in (tmp_path / "ir").iterdir()} == IR_FILES
+    assert cli("run", tmp_path / "ir", "hello", "--raw", "--max-new-tokens", "4").text()
+
+
+def test_a_folder_of_transformers_runs(cli, saved, ovgen_home):
+    first = cli("run", saved, "hello", "--raw", "--max-new-tokens", "4").text()
+    (folder,) = ovgen_home.glob("models/saved-*")
+    before = (folder / "openvino_model.bin").stat().st_mtime_ns
+    assert cli("run", saved, "hello", "--raw", "--max-new-tokens", "4").text() == first
+    assert (folder / "openvino_model.bin").stat().st_mtime_ns == before
+    assert cli("pull", saved).text() == f"{folder}\n"
+
+
+def test_a_repository_of_transformers_runs(cli, saved, web, monkeypatch, ovgen_home):
+    web.add_repo("org/name", {path.name: path.read_bytes() for path in saved.iterdir()})
+    monkeypatch.setenv("HF_ENDPOINT", web.url)
+    folder = cli("pull", "org/name").text().removesuffix("\n")
+    assert folder.startswith(f"{ovgen_home}/models/org--name-")
+    asked = sum(web.requests.values())
+    assert cli("run", "org/name", "hello", "--raw", "--max-new-tokens", "4").text()
+    assert sum(web.requests.values()) == asked  # from the cache
 
 
 def test_pull_exports(cli, gguf_file, ovgen_home):

@@ -11,10 +11,8 @@ import pytest
 
 import ovgen
 from ovgen.cli import main as main_module
-from ovgen.cli.arguments import WEIGHTS
 from ovgen.cli.main import main, make_parser
 from ovgen.errors import StorageError
-from ovgen.export import weights
 
 HEAVY = {"openvino", "numpy", "tokenizers", "huggingface_hub", "jinja2", "yaml", "tqdm"}
 
@@ -72,15 +70,11 @@ def test_module_and_script_are_the_same_command(process):
     assert script.load() is main
 
 
-@pytest.mark.parametrize("command", ["run", "pull", "list", "export", "tune"])
+@pytest.mark.parametrize("command", ["run", "pull", "list", "export", "eval", "tune"])
 def test_help_has_an_example_and_defaults(cli, command):
     text = cli(command, "--help").text()
     assert f"example: ovgen {command}" in text
     assert "--weights" not in text or "(default: auto)" in text
-
-
-def test_weights_are_those_of_the_exporter():
-    assert WEIGHTS == weights.WEIGHTS
 
 
 @pytest.mark.parametrize(
@@ -100,6 +94,9 @@ def test_weights_are_those_of_the_exporter():
         ["export", "m", "d", "--weights", "q4"],
         ["pull"],
         ["list", "model"],
+        ["eval", "m"],
+        ["eval", "--against", "m"],
+        ["eval", "m", "--against", "r", "--max-tokens", "x"],
         ["tune"],
         ["tune", "m", "--for", "speed"],
         ["tune", "m", "--max-kl", "0"],

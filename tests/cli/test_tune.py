@@ -168,7 +168,7 @@ def test_ctrl_c_leaves_the_old_profile(ir, ovgen_home):
         def has_begun() -> bool:
             nonlocal written
             written += child.stderr.read() or b""
-            return b"ovgen.tuning.passage" in written
+            return b"ovgen.evaluation.passage" in written
 
         wait_for(has_begun)
         code, out, err = interrupt(child, signal.SIGINT)

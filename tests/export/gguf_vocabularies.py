@@ -46,6 +46,25 @@ BPE = {
     "tokenizer.ggml.bos_token_id": 6,
     "tokenizer.ggml.eos_token_id": 5,
 }
+WORDPIECE_TOKENS = [
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", "the", "##s", "un", "##aff"),
+    *("##able", "run", "##ning", "cafe", ",", "!", "'", "a", "##a", "b", "##b", "##é", "é", "中"),
+]
+WORDPIECE = {
+    "general.architecture": "bert",
+    "tokenizer.ggml.model": "bert",
+    "tokenizer.ggml.tokens": [
+        token[2:] if token[:2] == "##" else token if token[0] == "[" else f"▁{token}"
+        for token in WORDPIECE_TOKENS
+    ],
+    "tokenizer.ggml.token_type": [
+        CONTROL if i < 5 else NORMAL for i in range(len(WORDPIECE_TOKENS))
+    ],
+    "tokenizer.ggml.unknown_token_id": 1,
+    "tokenizer.ggml.cls_token_id": 2,
+    "tokenizer.ggml.seperator_token_id": 3,
+    "tokenizer.ggml.padding_token_id": 0,
+}
 
 
 def write(path: Path, metadata: dict) -> Path:

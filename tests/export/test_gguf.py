@@ -7,6 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from raw_gguf import Raw
 
 from ovgen.errors import (
     ClosedError,
@@ -59,39 +60,6 @@ def sample(tmp_path_factory) -> Path:
 def header_size(sample) -> int:
     """Bytes before the tensor data."""
     return min(t.data_offset for t in gguf.GGUFReader(sample).tensors)
-
-
-class Raw:
-    """A GGUF file written by hand, so that it can be wrong."""
-
-    def __init__(self, *, magic=b"GGUF", version=3, num_tensors=None, num_kv=None):
-        self.magic, self.version = magic, version
-        self.num_tensors, self.num_kv = num_tensors, num_kv
-        self.kv: list[bytes] = []
-        self.tensors: list[bytes] = []
-        self.data = b"\0" * 256
-
-    @staticmethod
-    def string(text: bytes) -> bytes:
-        return struct.pack("<Q", len(text)) + text
-
-    def add(self, key: bytes, kind: int, payload: bytes) -> "Raw":
-        self.kv.append(self.string(key) + struct.pack("<I", kind) + payload)
-        return self
-
-    def tensor(self, name=b"t", dims=(32,), kind=0, offset=0) -> "Raw":
-        entry = self.string(name) + struct.pack("<I", len(dims))
-        entry += struct.pack(f"<{len(dims)}Q", *dims) + struct.pack("<IQ", kind, offset)
-        self.tensors.append(entry)
-        return self
-
-    def write(self, path: Path) -> Path:
-        tensors = len(self.tensors) if self.num_tensors is None else self.num_tensors
-        kv = len(self.kv) if self.num_kv is None else self.num_kv
-        header = self.magic + struct.pack("<IQQ", self.version, tensors, kv)
-        header += b"".join(self.kv + self.tensors)
-        path.write_bytes(header + b"\0" * (-len(header) % 32) + self.data)
-        return path
 
 
 def test_reads_every_kind_of_metadata(sample):
@@ -252,9 +220,11 @@ def test_damage_is_one_line_with_the_files_name(tmp_path, name):
 UNSUPPORTED = {
     "version": (Raw(version=4), "version 4; ovgen reads versions 2 and 3"),
     "big endian": (Raw(version=3 << 24), "big-endian"),
-    "known type": (Raw().tensor(kind=10), r"'t' is of type 10 \(Q2_K\); supported types: F32, F16"),
+    "known type": (
+        Raw().tensor(kind=16),
+        r"'t' is of type 16 \(IQ2_XXS\); supported types: F32, F16",
+    ),
     "unknown type": (Raw().tensor(kind=999), r"type 999 \(unknown\)"),
-    "split": (Raw().add(b"split.count", 2, struct.pack("<H", 3)), "one of 3 parts"),
 }
 
 

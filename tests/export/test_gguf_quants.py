@@ -14,11 +14,16 @@ RANGES = {
     GGMLType.Q5_0: (-16, 15, 32, 5),
     GGMLType.Q5_1: (0, 31, 32, 5),
     GGMLType.Q8_0: (-128, 127, 32, 8),
+    GGMLType.Q2_K: (0, 3, 16, 2),
+    GGMLType.Q3_K: (-4, 3, 16, 3),
     GGMLType.Q4_K: (0, 15, 32, 4),
     GGMLType.Q5_K: (0, 31, 32, 5),
     GGMLType.Q6_K: (-32, 31, 16, 6),
+    GGMLType.IQ4_NL: (-127, 113, 32, 8),
+    GGMLType.IQ4_XS: (-127, 113, 32, 8),
+    GGMLType.MXFP4: (-12, 12, 32, 8),
 }
-SYMMETRIC = {GGMLType.Q4_0, GGMLType.Q5_0, GGMLType.Q8_0, GGMLType.Q6_K}
+WITH_OFFSETS = {GGMLType.Q4_1, GGMLType.Q5_1, GGMLType.Q2_K, GGMLType.Q4_K, GGMLType.Q5_K}
 
 
 def random_rows(ggml_type: GGMLType) -> np.ndarray:
@@ -68,17 +73,36 @@ def test_codes_are_the_files_grid(ggml_type):
     cols = BLOCKS * BLOCK_LAYOUTS[ggml_type].size
     assert (grid.group, grid.bits) == (group, bits)
     assert grid.codes.shape == (ROWS, cols)
-    assert grid.codes.dtype == (np.int8 if ggml_type in SYMMETRIC else np.uint8)
+    assert grid.codes.dtype == (np.uint8 if ggml_type in WITH_OFFSETS else np.int8)
     assert (grid.codes.min(), grid.codes.max()) == (low, high)
     assert grid.scales.shape == (ROWS, cols // group)
     assert grid.scales.dtype == np.float32
-    assert (grid.offsets is None) == (ggml_type in SYMMETRIC)
+    assert (grid.offsets is not None) == (ggml_type in WITH_OFFSETS)
     with np.errstate(all="ignore"):
         values = grid.codes.astype(np.float32) * np.repeat(grid.scales, group, axis=1)
         if grid.offsets is not None:
             assert grid.offsets.dtype == np.float32
             values += np.repeat(grid.offsets, group, axis=1)
     assert_same_bits(values, expected(data, ggml_type))
+
+
+HALVES = np.array(
+    [0x0000, 0x8000, 0x0001, 0x83FF, 0x0400, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7E00], np.uint16
+)
+
+
+@pytest.mark.parametrize("ggml_type", QUANTIZED, ids=lambda t: t.name)
+def test_scales_of_zero_denormal_largest_and_not_finite(ggml_type):
+    layout = BLOCK_LAYOUTS[ggml_type]
+    blocks = random_rows(ggml_type)[:1].view(layout.record).repeat(20, axis=0)
+    if ggml_type == GGMLType.MXFP4:
+        blocks["e"] = np.array([0, 1, 2, 127, 128, 253, 254, 255] * 3, np.uint8)[:20, None]
+    else:
+        blocks["d"] = HALVES.view(np.float16).repeat(2)[:, None]
+        for name in {"m", "dmin"} & {*(layout.record.names or ())}:
+            blocks[name] = np.tile(HALVES.view(np.float16), 2)[:, None]
+    data = blocks.view(np.uint8).reshape(20, -1)
+    assert_same_bits(dequantize(data, ggml_type), expected(data, ggml_type))
 
 
 @pytest.mark.parametrize("ggml_type", [GGMLType.F32, GGMLType.F16, GGMLType.BF16])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import openvino as ov
 import pytest
+import small_tokenizers
 from export.gguf_vocabularies import BPE, SPM, write
 from oracles.llama_cpp_pre_tokenizers import vocabulary, write_gguf
 from tokenizers import Tokenizer
@@ -139,8 +140,15 @@ def test_missing_and_broken_files(tmp_path):
     with pytest.raises(StorageError, match=r"tokenizer\.json: cannot be read"):
         export_openvino_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ModelFormatError, match="not JSON"):
+    with pytest.raises(ModelFormatError, match=r"tokenizer\.json: not JSON"):
         export_openvino_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("[]")
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {}}}')
+    with pytest.raises(ModelFormatError, match="not a usable tokenizer"):
+        export_openvino_tokenizer(tmp_path)
+    small_tokenizers.byte_level().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ModelFormatError, match=r"tokenizer_config\.json: not JSON"):
+        export_openvino_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(ModelFormatError, match="expected a JSON object"):
         export_openvino_tokenizer(tmp_path)

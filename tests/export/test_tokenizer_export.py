@@ -9,14 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from export.gguf_vocabularies import BPE, SPM, SPM_TOKENS, SPM_WORDS, write
+from export.gguf_vocabularies import (
+    BPE,
+    SPM,
+    SPM_TOKENS,
+    SPM_WORDS,
+    WORDPIECE,
+    WORDPIECE_TOKENS,
+    write,
+)
 from oracles.llama_cpp_pre_tokenizers import KINDS, digest, vocabulary, write_gguf
 from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers.implementations import BertWordPieceTokenizer
 
 from ovgen.errors import ModelFormatError, StorageError, UnsupportedModelError
 from ovgen.export.gguf import open_gguf
 from ovgen.export.pre_tokenizers import PRE_TOKENIZERS
-from ovgen.export.tokenizer import TokenizerInfo, export_tokenizer, merges_from_scores
+from ovgen.export.tokenizer import TokenizerInfo, export_tokenizer
+from ovgen.export.tokenizer_kinds import merges_from_scores
 
 DATA = Path(__file__).parent / "data"
 STRINGS = json.loads((DATA / "tokenizer_strings.json").read_text(encoding="utf-8"))["strings"]
@@ -65,10 +75,16 @@ def has_wide_space(text: str) -> bool:
     return any(ord(c) >= 0x800 and c.isspace() for c in text)
 
 
+def has_inner_capital_or_digit(text: str) -> bool:
+    pairs = itertools.pairwise(text)
+    return any(a.isalpha() and b.isupper() for a, b in pairs) or any(map(str.isnumeric, text))
+
+
 # Where llama.cpp is known to differ from the model's own pattern.
 EXCUSED = {
     "gpt-4o": has_mark_or_case_beyond_ascii,
     "tekken": has_mark_or_case_beyond_ascii,
+    "tiny_aya": has_inner_capital_or_digit,
     "deepseek-llm": has_wide_space,
     "deepseek-coder": has_wide_space,
 }
@@ -94,7 +110,7 @@ def test_cuts_are_those_of_llama_cpp(kind, own_vocabulary, tmp_path):
     ]
     excused = EXCUSED.get(kind, lambda text: False)
     assert [text for text in differing if not excused(text)] == []
-    assert len(differing) <= 30
+    assert len(differing) <= (80 if kind == "tiny_aya" else 30)
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)
@@ -202,6 +218,40 @@ def test_a_word_that_is_a_token_wins_where_merges_are_ignored(tmp_path):
     assert tokenizer.encode(" ab").tokens == ["Ġab"]
 
 
+WORDPIECE_TEXTS = [
+    *STRINGS, "The unaffable, running café!", "UNAFFABLE", "don't [MASK] a[SEP]b", "ab abba É中a",
+    "runnings", "a" * 101, "a" * 100,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_wordpiece_is_berts(tmp_path, lowercase):
+    changes = {} if lowercase else {"tokenizer.ggml.normalizer.lowercase": False}
+    tokenizer, info = export(tmp_path, WORDPIECE | changes)
+    assert info == TokenizerInfo(2, (3,), 0, 1, len(WORDPIECE_TOKENS))
+    ids = {token: i for i, token in enumerate(WORDPIECE_TOKENS)}
+    assert tokenizer.get_vocab() == ids
+    bert = BertWordPieceTokenizer(ids, lowercase=lowercase)
+    for text in WORDPIECE_TEXTS:
+        mine, theirs = tokenizer.encode(text), bert.encode(text)
+        assert (mine.ids, mine.tokens) == (theirs.ids, theirs.tokens)
+        assert tokenizer.decode(mine.ids) == bert.decode(theirs.ids)
+    assert tokenizer.encode("a", "b").tokens == ["[CLS]", "a", "[SEP]", "[CLS]", "b", "[SEP]"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"tokenizer.ggml.add_sep_token": False}, ["[CLS]", "a"]),
+        ({"tokenizer.ggml.add_bos_token": False}, ["a", "[SEP]"]),
+        ({"tokenizer.ggml.add_eos_token": False}, ["[CLS]", "a"]),
+    ],
+)
+def test_wordpiece_around_the_text(tmp_path, changes, wanted):
+    tokenizer, _ = export(tmp_path, WORDPIECE | changes)
+    assert tokenizer.encode("a").tokens == wanted
+
+
 def test_files_beside_the_tokenizer(tmp_path):
     changes = {
         "tokenizer.ggml.padding_token_id": 6,
@@ -267,6 +317,12 @@ def test_files_beside_the_tokenizer(tmp_path):
             "the tokenizer cannot be built",
         ),
         (SPM, {"tokenizer.ggml.tokens": [*SPM_TOKENS[:-1], "a" * 1025]}, "token of 1025 char"),
+        (WORDPIECE, {"tokenizer.ggml.unknown_token_id": None}, "'tokenizer.ggml.unknown_token_id'"),
+        (
+            WORDPIECE,
+            {"tokenizer.ggml.tokens": [*WORDPIECE["tokenizer.ggml.tokens"][:-1], "▁##a"]},
+            "two tokens are one",
+        ),
         (SPM, {"tokenizer.ggml.scores": None}, "no 'tokenizer.ggml.scores'"),
         (SPM, {"tokenizer.ggml.scores": [0.0]}, "'tokenizer.ggml.scores' has 1 entries"),
     ],
@@ -281,7 +337,7 @@ def test_contradictory_metadata(tmp_path, base, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tokenizer.ggml.model": "t5"}, "tokenizer 't5'; supported: gpt2, llama"),
+        ({"tokenizer.ggml.model": "t5"}, "tokenizer 't5'; supported: gpt2, llama, bert"),
         ({"tokenizer.ggml.pre": "x"}, "pre-tokenizer 'x'; supported: default, falcon, gpt-2"),
     ],
 )

@@ -174,7 +174,7 @@ def test_a_gguf_files_export_folder_follows_name_size_time_and_weights(tmp_path)
     first = model_cache_folder(tmp_path / "home", gguf, "auto")
     assert first == model_cache_folder(tmp_path / "home", gguf, "auto")
     assert first.parent == tmp_path / "home" / "models"
-    others = {first, model_cache_folder(tmp_path / "home", gguf, "f16")}
+    others = {first, model_cache_folder(tmp_path / "home", gguf, "fp16")}
     os.utime(gguf, ns=(6, 6))
     others.add(model_cache_folder(tmp_path / "home", gguf, "auto"))
     gguf.write_bytes(b"GGUF2")
@@ -191,6 +191,23 @@ def test_a_downloaded_ggufs_export_folder_follows_its_source_only(tmp_path):
     os.utime(gguf, ns=(6, 6))
     assert model_cache_folder(tmp_path, gguf, "auto") == first
     assert first.name == "m-0123456789abcdef-auto"
+
+
+def test_the_export_folder_of_a_checkpoint_follows_all_its_files(tmp_path):
+    home, folder = tmp_path / "home", tmp_path / "models--org--name" / "snapshots" / "0123"
+    folder.mkdir(parents=True)
+    seen = set()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
+        (folder / name).write_bytes(b"{}")
+        seen.add(model_cache_folder(home, folder, "auto"))
+    os.utime(folder / "tokenizer.json", ns=(5, 5))
+    last = model_cache_folder(home, folder, "auto")
+    assert len(seen | {last}) == 5
+    (folder / "README.md").write_bytes(b"no part of it")
+    assert model_cache_folder(home, folder, "auto") == last
+    assert last.name.startswith("org--name-")
+    plain = folder.rename(tmp_path / "saved-v1.5")
+    assert model_cache_folder(home, plain, "auto").name.startswith("saved-v1.5-")
 
 
 def test_a_gguf_that_went_away_is_told(tmp_path):

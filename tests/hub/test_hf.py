@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hub.hub_fakes import EXTRA_FILES, IR_FILES, commit_of, files_under
@@ -15,6 +17,7 @@ from ovgen.hub.sources import HubSource
 
 REPO = HubSource("org/tiny")
 ALL = {**IR_FILES, **EXTRA_FILES}
+CHECKPOINT = {"config.json": b"{}", "tokenizer.json": b"{}", "chat_template.jinja": b""}
 LATER = {**IR_FILES, "config.json": b'{"later": true}'}
 BIN = f"/org/tiny/resolve/{commit_of(ALL)}/openvino_model.bin"
 
@@ -52,6 +55,34 @@ def test_the_only_gguf_of_a_repository_is_taken(hub, tmp_path):
     assert fetch_from_hub(HubSource("org/gguf"), tmp_path).read_bytes() == b"GGUF a"
 
 
+PARTS = {f"sub/m-0000{number}-of-00003.gguf": b"part %d" % number for number in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("file", [None, *PARTS])
+def test_all_parts_of_a_split_gguf_are_taken(hub, tmp_path, file):
+    more = {"other.gguf": b"", "sub/m.gguf": b""} if file else {"config.json": b"{}"}
+    hub.add_repo("org/gguf", PARTS | more)
+    path = fetch_from_hub(HubSource("org/gguf", None, file), tmp_path)
+    assert path.name == Path(file or "sub/m-00001-of-00003.gguf").name
+    assert {part.read_bytes() for part in path.parent.iterdir()} == set(PARTS.values())
+
+
+def test_a_split_gguf_in_the_users_own_hub_cache_needs_all_parts(hub, tmp_path):
+    hub.add_repo("org/gguf", PARTS)
+    source = HubSource("org/gguf", None, next(iter(PARTS)))
+    from huggingface_hub import hf_hub_download
+
+    for name in PARTS:
+        assert find_in_user_cache(source) is None
+        hf_hub_download("org/gguf", name, cache_dir=tmp_path / "user_hf" / "hub", endpoint=hub.url)
+    assert find_in_user_cache(source) is not None
+
+
+def test_a_part_number_that_cannot_be_is_a_file_like_any_other():
+    for name in ("m-00004-of-00003.gguf", "m-00000-of-00003.gguf", "m-00001-of-99999.gguf"):
+        assert needed_files(REPO, [name]) == [name]
+
+
 def test_several_ggufs_ask_for_one(hub, tmp_path):
     hub.add_repo("org/gguf", {"a.gguf": b"", "b.gguf": b""})
     with pytest.raises(ModelNotFoundError, match=re.escape("hf:org/gguf/a.gguf (it has a.gguf,")):
@@ -59,10 +90,37 @@ def test_several_ggufs_ask_for_one(hub, tmp_path):
 
 
 def test_a_repository_without_a_model_says_what_it_has(hub, tmp_path):
-    hub.add_repo("org/torch", {"model.safetensors": b"", "config.json": b"{}"})
-    with pytest.raises(ModelNotFoundError, match=r"neither openvino_model\.xml nor a \.gguf") as e:
+    hub.add_repo("org/torch", {"pytorch_model.bin": b"", "config.json": b"{}"})
+    wanted = r"neither openvino_model\.xml, config\.json with model\.safetensors, nor a \.gguf"
+    with pytest.raises(ModelNotFoundError, match=wanted) as e:
         fetch_from_hub(HubSource("org/torch"), tmp_path)
-    assert "config.json, model.safetensors" in str(e.value)
+    assert "config.json, pytorch_model.bin" in str(e.value)
+
+
+def test_a_checkpoint_gives_the_files_that_an_export_reads(hub, tmp_path):
+    hub.add_repo("org/one", CHECKPOINT | {"model.safetensors": b"all", "pytorch_model.bin": b"all"})
+    folder = fetch_from_hub(HubSource("org/one"), tmp_path)
+    assert {path.name for path in folder.iterdir()} == {*CHECKPOINT, "model.safetensors"}
+
+
+def test_the_shards_of_a_checkpoint(hub, tmp_path):
+    shards = {f"model-0000{number}-of-00002.safetensors": b"half" for number in (1, 2)}
+    index = {"model.safetensors.index.json": index_of(shards)}
+    # Some repositories hold the same weights once more, by other names.
+    more = {"consolidated.safetensors": b"all", "original/model.safetensors": b"all", "m.gguf": b""}
+    hub.add_repo("org/two", CHECKPOINT | index | shards | more)
+    folder = fetch_from_hub(HubSource("org/two"), tmp_path)
+    assert {path.name for path in folder.iterdir()} == {*CHECKPOINT, *index, *shards}
+
+
+def test_shards_without_an_index_are_no_checkpoint():
+    names = ["config.json", "model-00001-of-00002.safetensors"]
+    with pytest.raises(ModelNotFoundError, match="name a repository with one of these"):
+        needed_files(REPO, names)
+
+
+def index_of(shards) -> bytes:
+    return json.dumps({"weight_map": {f"t{i}": name for i, name in enumerate(shards)}}).encode()
 
 
 def test_only_needed_files_are_chosen():
@@ -173,6 +231,19 @@ def test_the_users_own_hub_cache_is_used_when_whole(hub, tmp_path):
     bin_file.unlink()
     assert find_in_user_cache(REPO) is None
     assert find_in_user_cache(HubSource("org/tiny", None, "config.json")) == found / "config.json"
+
+
+def test_a_checkpoint_in_the_users_own_hub_cache_is_used_when_whole(hub, tmp_path):
+    shards = {f"model-0000{number}-of-00002.safetensors": b"half" for number in (1, 2)}
+    files = CHECKPOINT | {"model.safetensors.index.json": index_of(shards)} | shards
+    hub.add_repo("org/two", files)
+    source = HubSource("org/two")
+    from huggingface_hub import hf_hub_download
+
+    for name in files:
+        assert find_in_user_cache(source) is None
+        hf_hub_download("org/two", name, cache_dir=tmp_path / "user_hf" / "hub", endpoint=hub.url)
+    assert find_in_user_cache(source) is not None
 
 
 @pytest.mark.parametrize("setting", [None, "0"])

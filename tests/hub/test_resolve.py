@@ -140,17 +140,41 @@ def test_odd_text_is_a_clear_error(text):
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_without_an_ir_says_what_it_expected_and_found(tmp_path):
+def test_a_folder_without_a_model_says_what_it_expected_and_found(tmp_path):
     folder = tmp_path / "torch"
     folder.mkdir()
-    with pytest.raises(ModelNotFoundError, match=r"has no openvino_model\.xml; it has no files"):
+    expected = r"has no openvino_model\.xml, nor config\.json with \*\.safetensors; it has "
+    with pytest.raises(ModelNotFoundError, match=expected + "no files"):
         resolve_model(folder)
     (folder / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ModelNotFoundError, match=r"it has model\.safetensors"):
+    with pytest.raises(ModelNotFoundError, match=expected + r"model\.safetensors"):
         resolve_model(folder)
     (folder / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(ModelNotFoundError, match=r"m\.gguf: give the path of that file"):
         resolve_model(folder)
+
+
+def test_a_folder_that_transformers_saved(tmp_path, ir):
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes(b"{}")
+    assert resolve_model(folder) == ResolvedModel("checkpoint", folder, "saved")
+    (ir / "model.safetensors").write_bytes(b"")
+    assert resolve_model(ir).kind == "ir"  # which is there already
+
+
+def test_a_checkpoint_of_the_hub(web, home, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", web.url)
+    web.add_repo("org/tiny", {"config.json": b"{}", "model.safetensors": b"", "README.md": b""})
+    model = resolve_model("org/tiny")
+    assert (model.kind, model.name) == ("checkpoint", "org/tiny")
+    asked = sum(web.requests.values())
+    assert resolve_model("org/tiny") == model
+    assert sum(web.requests.values()) == asked
+    (model.path / "model.safetensors").unlink()
+    assert resolve_model("org/tiny") == model  # fetched again
+    assert (model.path / "model.safetensors").is_file()
 
 
 def test_a_file_that_is_no_model_is_refused(ir):

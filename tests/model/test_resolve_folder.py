@@ -24,7 +24,7 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str]]:
         (folder / "openvino_model.xml").write_text("<net/>")
         return folder
 
-    monkeypatch.setattr("ovgen.export.exporter.export_gguf", export)
+    monkeypatch.setattr("ovgen.export.exporter.export_model", export)
     return calls
 
 
@@ -57,8 +57,8 @@ def test_an_alias_goes_to_the_hub(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_weights_of_what_is_exported_already():
-    with pytest.raises(ConfigError, match="weights='int8' has no effect"):
-        resolve_folder(LLAMA, weights="int8")
+    with pytest.raises(ConfigError, match="weights='int8_sym' has no effect"):
+        resolve_folder(LLAMA, weights="int8_sym")
 
 
 def test_a_gguf_file_is_exported_once(gguf: Path, exports: list, ovgen_home: Path):
@@ -69,7 +69,7 @@ def test_a_gguf_file_is_exported_once(gguf: Path, exports: list, ovgen_home: Pat
 
 
 def test_each_weight_format_has_its_own_folder(gguf: Path, exports: list):
-    folders = {resolve_folder(gguf, weights=weights) for weights in ("auto", "exact", "int8")}
+    folders = {resolve_folder(gguf, weights=weights) for weights in ("auto", "exact", "int8_sym")}
     assert len(folders) == 3
     assert len(exports) == 3
 

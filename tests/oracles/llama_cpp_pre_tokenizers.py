@@ -23,7 +23,8 @@ DATA = Path(__file__).parent.parent / "export" / "data"
 KINDS = [
     "default", "falcon", "gpt-2", "smollm", "llama-bpe", "qwen2", "qwen35", "deepseek-llm",
     "deepseek-coder", "deepseek-v3", "gpt-4o", "tekken", "bloom", "viking", "bailingmoe",
-    "seed-coder",
+    "seed-coder", "glm4", "spark2_5", "exaone-moe", "jais-2", "minicpm5", "laguna",
+    "ufakzeka", "tiny_aya",
 ]  # fmt: skip
 SPECIAL = ["<|im_start|>", "<|im_end|>"]
 NORMAL, CONTROL = 1, 3

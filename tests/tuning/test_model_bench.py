@@ -53,7 +53,9 @@ def loads(monkeypatch: pytest.MonkeyPatch):
     FakeLLM.loads = []
     monkeypatch.setattr(model_bench, "LLM", FakeLLM)
     monkeypatch.setattr(model_bench, "reference", lambda llm, windows: windows)
-    monkeypatch.setattr(model_bench, "divergence", lambda expected, llm, windows: 0.5)
+    monkeypatch.setattr(
+        model_bench, "compare", lambda expected, llm, windows: SimpleNamespace(mean_kl=0.5)
+    )
     monkeypatch.setattr(FakeLLM, "is_paged", True)
     return FakeLLM.loads
 

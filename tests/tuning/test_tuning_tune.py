@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ovgen import ConfigError
-from ovgen.tuning.passage import PASSAGE
+from ovgen.evaluation.passage import PASSAGE
 from ovgen.tuning.tune import tune
 
 LLAMA = Path(__file__).parents[1] / "fixtures" / "tiny" / "llama"

@@ -1,54 +1,76 @@
-"""The architectures that can be exported, by GGUF's name."""
+"""The architectures that can be exported, by transformers' ``model_type``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
-
-import openvino as ov
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from ovgen.errors import UnsupportedModelError
-from ovgen.export.architectures import llama
-from ovgen.export.gguf import GGUFFile
+from ovgen.export.checkpoint import Checkpoint
+from ovgen.export.checkpoint_config import CheckpointConfig
 from ovgen.export.weight_reader import WeightReader
 
+if TYPE_CHECKING:
+    import openvino as ov
 
-class ModelConfig(Protocol):
-    """What every architecture's config has."""
+# Each is a module here with ``build(config, weights)``.
+ARCHITECTURES = (
+    "bloom",
+    "cohere",
+    "cohere2",
+    "falcon",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm",
+    "glm4",
+    "gpt2",
+    "gpt_neox",
+    "gpt_oss",
+    "gptj",
+    "granite",
+    "llama",
+    "mistral",
+    "mixtral",
+    "mpt",
+    "olmo2",
+    "opt",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+    "stablelm",
+    "starcoder2",
+)
 
-    @property
-    def vocab_size(self) -> int: ...
 
-    def to_dict(self) -> dict[str, Any]: ...
+def check_architecture(checkpoint: Checkpoint) -> str:
+    """The checkpoint's ``model_type``.
 
-
-def _llama(gguf: GGUFFile, weights: WeightReader) -> tuple[ModelConfig, ov.Model]:
-    config = llama.LlamaConfig.from_gguf(gguf)
-    return config, llama.build(config, weights)
-
-
-_BUILDERS: dict[str, Callable[[GGUFFile, WeightReader], tuple[ModelConfig, ov.Model]]] = {
-    "llama": _llama,
-}
-
-
-def check_architecture(gguf: GGUFFile) -> None:
-    """Raise UnsupportedModelError, with the list, unless the file's architecture is known."""
-    if gguf.architecture not in _BUILDERS:
+    Raises:
+        UnsupportedModelError: it is none of those that can be exported, which are listed.
+        ModelFormatError: the config has none.
+    """
+    model_type = CheckpointConfig(checkpoint.config, checkpoint.path).model_type
+    if model_type not in ARCHITECTURES:
         raise UnsupportedModelError(
-            f"{gguf.path}: the architecture {gguf.architecture!r} cannot be exported; "
-            f"supported: {', '.join(sorted(_BUILDERS))}"
+            f"{checkpoint.path}: the architecture {model_type!r:.80} cannot be exported; "
+            f"supported: {', '.join(ARCHITECTURES)}"
         )
+    return model_type
 
 
-def build_model(gguf: GGUFFile, weights: WeightReader) -> tuple[ModelConfig, ov.Model]:
-    """The config and the graph of a GGUF file.
+def build_model(checkpoint: Checkpoint, weights: WeightReader) -> ov.Model:
+    """The graph of a checkpoint.
 
     Raises:
         UnsupportedModelError: an architecture or a variant that cannot be exported.
-        ModelFormatError: metadata and tensors that do not fit together.
+        ModelFormatError: a config and tensors that do not fit together.
     """
-    check_architecture(gguf)
-    config, model = _BUILDERS[gguf.architecture](gguf, weights)
+    module = import_module(f"{__name__}.{check_architecture(checkpoint)}")
+    config = CheckpointConfig(checkpoint.config, checkpoint.path)
+    model: ov.Model = module.build(config, weights)
     weights.refuse_unread()
-    return config, model
+    return model
