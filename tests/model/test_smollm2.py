@@ -216,4 +216,4 @@ def test_close_gives_the_weights_back(smollm2_folder: Path, ovgen_home: Path):
         freed = run_script(CLOSE, smollm2_folder)
         print(f"\n{way}: {freed / 1e6:.0f} MB freed, the weights have {size / 1e6:.0f} MB")
         assert freed >= size
-        assert len(os.listdir(ovgen_home / "compiled")) == 1
+        assert os.listdir(ovgen_home / "compiled")
