@@ -18,6 +18,7 @@ from ovgen.generation_file import read_json
 from ovgen.model.compiled_cache import CompiledCache
 from ovgen.model.cpu import has_amx, has_bf16
 from ovgen.model.device_errors import first_line
+from ovgen.model.fusion import fuse_projections
 from ovgen.model.graph_passes import has_integer_weights, page_attention, weight_group
 from ovgen.model.mapped_weights import MappedWeights
 from ovgen.model.profile import with_profile
@@ -128,6 +129,8 @@ def _compiled_parts(
     is_paged: bool,
 ) -> list[ov.CompiledModel]:
     """The model; or its body and its head, where its logits would come in bfloat16 else."""
+    if _is_plain_x86(CORE, config):
+        fuse_projections(model)
     if is_paged:
         page_attention(model)
     gather_sampled_tokens(model, axis=0 if is_paged else 1)
@@ -191,8 +194,7 @@ def load_properties(core: ov.Core, config: EngineConfig, model: ov.Model) -> dic
         supported = core.get_property(config.device, "SUPPORTED_PROPERTIES")
         exact = {key: value for key, value in _EXACT.items() if key in supported}
         return {**exact, **config.properties}
-    is_x86 = config.device == "CPU" and platform.machine() in ("x86_64", "AMD64")
-    if not is_x86 or _PRECISION in config.properties or has_amx(core):
+    if _PRECISION in config.properties or not _is_plain_x86(core, config):
         return dict(config.properties)
     # Weights that are floats are there for the sake of their precision.
     is_bf16 = has_integer_weights(model) and has_bf16(core)
@@ -201,6 +203,13 @@ def load_properties(core: ov.Core, config: EngineConfig, model: ov.Model) -> dic
         _GROUP: _quantization_group(model),
         **config.properties,
     }
+
+
+def _is_plain_x86(core: ov.Core, config: EngineConfig) -> bool:
+    """Whether on an x86 CPU without matrix units (AMX), for which the plugin has larger fusions
+    that know separate projections only."""
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return config.device == "CPU" and is_x86 and not has_amx(core)
 
 
 def _quantization_group(model: ov.Model) -> str:

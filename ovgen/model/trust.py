@@ -99,7 +99,12 @@ def _difference(folder: Path, config: EngineConfig) -> str | None:
         del loaded
         loaded = load_model(folder, config, None, is_paged=True)
         num_blocks = sum(lengths)
-        paged = PagedRunner(loaded.compiled, num_blocks=num_blocks, max_running_requests=2)
+        paged = PagedRunner(
+            loaded.compiled,
+            num_blocks=num_blocks,
+            max_running_requests=2,
+            weights=loaded.weights,
+        )
         found = _together(paged, prompts)
         paged.close()
     except UnsupportedModelError as exc:

@@ -18,8 +18,10 @@ LLAMA = Path(__file__).parents[1] / "fixtures" / "tiny" / "llama"
 
 
 def make_runner(**options) -> PagedRunner:
-    compiled = load_model(LLAMA, EngineConfig(**options), None, is_paged=True).compiled
-    return PagedRunner(compiled, num_blocks=6, max_running_requests=4)
+    loaded = load_model(LLAMA, EngineConfig(**options), None, is_paged=True)
+    return PagedRunner(
+        loaded.compiled, num_blocks=6, max_running_requests=4, weights=loaded.weights
+    )
 
 
 def a_batch(tokens: list[int], blocks: list[int], num_computed: int = 0) -> ScheduledBatch:

@@ -40,7 +40,13 @@ def load_runner(folder: Path, config: EngineConfig, *, is_paged: bool = False) -
     loaded = load_model(folder, config, None, is_paged=is_paged)
     if not is_paged:
         return StatefulRunner(loaded.compiled, head=loaded.head)
-    return PagedRunner(loaded.compiled, num_blocks=32, max_running_requests=1, head=loaded.head)
+    return PagedRunner(
+        loaded.compiled,
+        num_blocks=32,
+        max_running_requests=1,
+        head=loaded.head,
+        weights=loaded.weights,
+    )
 
 
 def all_log_probs(runner: Runner, windows: np.ndarray) -> np.ndarray:

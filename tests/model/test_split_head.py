@@ -74,7 +74,11 @@ def logits_of(config: EngineConfig, is_paged: bool) -> np.ndarray:
     runner: StatefulRunner | PagedRunner
     if is_paged:
         runner = PagedRunner(
-            loaded.compiled, num_blocks=4, max_running_requests=1, head=loaded.head
+            loaded.compiled,
+            num_blocks=4,
+            max_running_requests=1,
+            head=loaded.head,
+            weights=loaded.weights,
         )
     else:
         runner = StatefulRunner(loaded.compiled, head=loaded.head)
