@@ -86,7 +86,7 @@ class Soak:
         if action == "stream":
             *_, last = handle.stream()
             assert last.output is not None, "the last chunk has it"
-        output = handle.result(timeout=120)
+        output = handle.result(timeout=600)
         found = [completion.token_ids for completion in output.outputs]
         if any(completion.finish_reason == "abort" for completion in output.outputs):
             self.counts["aborted"] += 1
@@ -154,7 +154,7 @@ def soak(folder: Path, seconds: float, num_threads: int, seed: int = 0) -> dict[
                 break
         state.is_over.set()
         for thread in threads:
-            thread.join(180)
+            thread.join(700)
         alive = sum(thread.is_alive() for thread in threads)
         if alive:
             state.faults.append(f"{alive} threads are still waiting")
