@@ -2,10 +2,10 @@
 
     python benchmarks/export.py CHECKPOINT --optimum PYTHON --genai PYTHON
 
-CHECKPOINT is a folder of transformers with safetensors; PYTHON the interpreter of an environment
-with optimum-intel, or with openvino-genai. Both tools write the same mode, group size and ratio.
-Speed: both IRs in ovgen (paged) and in openvino-genai, in turns, medians. Fidelity: against
-optimum's float32 IR, which is transformers' own graph. What is left out keeps its old figures.
+CHECKPOINT is a folder of transformers; PYTHON an interpreter with optimum-intel, or openvino-genai.
+Both tools write the same mode, group size and ratio. Speed: both IRs in ovgen (paged) and in
+openvino-genai, in turns, medians. Fidelity: against optimum's float32 IR, which is transformers'
+own graph. What is left out keeps its old figures.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from against_peers import GENAI, OVGEN, Engine, ask, machine, start
@@ -37,16 +36,15 @@ RESULTS = Path(__file__).parent / "results" / "export.json"
 PARTS = ("footprint", "cost", "speed", "fidelity")
 TOOLS = ("ovgen", "optimum")
 PREFILL, DECODE, NEW = 512, 32, 96  # tokens of a prompt, of another, and after that one
-MB = 1e6
-Figures: TypeAlias = dict[str, dict[str, float]]  # by tool
+Figures = dict[str, dict[str, float]]  # by tool
 
-# What pip brought; pip itself and setuptools come with the environment.
 FOOTPRINT = """
 from importlib.metadata import distributions
 files = [path.locate() for one in distributions() if one.name not in ("pip", "setuptools")
          for path in one.files or ()]
 print(sum(path.stat().st_size for path in files if path.is_file()))
 """
+VERSION = "from importlib.metadata import version; print(version('optimum-intel'))"
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Case:
         options = ["--group-size", str(self.group)] if self.group else []
         options += ["--ratio", str(self.ratio)] if self.ratio else []
         if tool == "ovgen":
-            return ["--weights", self.mode, *options]
+            return [*options, "--weights", self.mode]
         bits, _, kind = self.mode.replace("auto", "int8_asym").partition("_")
         options += ["--sym"] if kind == "sym" else []
         options += ["--group-size-fallback", "adjust"] if bits == "int4" else []
@@ -100,9 +98,8 @@ class Bench:
         options, folder = case.options(tool), str(self.path(tool, case))
         if tool == "ovgen":
             return [sys.executable, "-m", "ovgen", "export", *options, self.checkpoint, folder]
-        cli = [str(Path(self.optimum).with_name("optimum-cli")), "export", "openvino"]
-        task = ["--task", "text-generation-with-past", "--model", self.checkpoint]
-        return [*cli, *task, *options, folder]
+        cli = [str(Path(self.optimum).with_name("optimum-cli")), "export", "openvino", *options]
+        return [*cli, "--task", "text-generation-with-past", "--model", self.checkpoint, folder]
 
     def exported(self, tool: str, case: Case) -> Path:
         """The folder, with an IR."""
@@ -127,43 +124,43 @@ def main() -> None:
     report = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     engines = [("ovgen", sys.executable), ("openvino-genai", arguments.genai)]
     report["machine"] = machine([Engine(name, python, "", []) for name, python in engines])
-    report["machine"]["command"] = "python benchmarks/export.py"
+    peer = {"optimum: optimum-intel": told(arguments.optimum, VERSION)}
+    report["machine"] |= peer | {"command": "python benchmarks/export.py"}
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         bench = Bench(arguments.checkpoint, work, arguments.optimum, arguments.genai)
         for part in arguments.part or PARTS:
             found: dict[str, Figures] = report.setdefault(part, {})
-            if part == "footprint":
-                pythons = {"ovgen": arguments.clean, "optimum": arguments.optimum}
-                if arguments.clean:
-                    found["site-packages"] = {t: footprint(p) for t, p in pythons.items()}
+            if part == "footprint" and arguments.clean:
+                pythons = {"ovgen": arguments.clean, "optimum": arguments.optimum}.items()
+                found["pip install"] = {
+                    t: {"MB": int(told(p, FOOTPRINT)) / 1e6} for t, p in pythons
+                }
             elif part == "fidelity":
                 found |= fidelity(bench, cases)
-            else:
+            elif part in ("cost", "speed"):
                 measure = cost if part == "cost" else speed
                 found |= {case.name: measure(bench, case, arguments.rounds) for case in cases}
     RESULTS.write_text(json.dumps(report, indent=2) + "\n")
     print("\n".join(line for part in PARTS if report.get(part) for line in table(part, report)))
 
 
-def footprint(python: str) -> dict[str, float]:
-    """Megabytes of what is installed beside an interpreter."""
-    done = subprocess.run([python, "-c", FOOTPRINT], capture_output=True, text=True, check=True)
-    return {"MB": int(done.stdout) / MB}
+def told(python: str, code: str) -> str:
+    """What an interpreter prints."""
+    return subprocess.check_output([python, "-c", code], text=True).strip()
 
 
 def cost(bench: Bench, case: Case, rounds: int) -> Figures:
     """Of the whole process, and the size of the weights."""
     samples: dict[str, list[tuple[float, float]]] = {tool: [] for tool in TOOLS}
-    for _ in range(max(1, rounds // 3)):
-        for tool in TOOLS:
-            shutil.rmtree(bench.path(tool, case), ignore_errors=True)
-            samples[tool].append(watched(bench.command(tool, case)))
+    for tool in TOOLS * max(1, rounds // 3):
+        shutil.rmtree(bench.path(tool, case), ignore_errors=True)
+        samples[tool].append(watched(bench.command(tool, case)))
     found = {}
     for tool in TOOLS:
         seconds, peak = map(statistics.median, zip(*samples[tool], strict=True))
-        size = (bench.path(tool, case) / "openvino_model.bin").stat().st_size / MB
+        size = (bench.path(tool, case) / "openvino_model.bin").stat().st_size / 1e6
         found[tool] = {"seconds": seconds, "peak MB": peak, "weights MB": size}
     return found
 
@@ -173,59 +170,49 @@ def watched(command: list[str]) -> tuple[float, float]:
     started, peak = time.perf_counter(), 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
-            peak = max(peak, sum(map(resident, tree(process.pid))))
+            peak = max(peak, resident(process.pid))
             time.sleep(0.02)
     if process.returncode:
         sys.exit(f"{' '.join(command)} ended with {process.returncode}")
-    return time.perf_counter() - started, peak / MB
-
-
-def tree(pid: int) -> Iterator[int]:
-    """A process and those that it started (Linux)."""
-    yield pid
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):  # the thread has ended
-            for child in path.read_text().split():
-                yield from tree(int(child))
+    return time.perf_counter() - started, peak / 1e6
 
 
 def resident(pid: int) -> int:
-    """Bytes of a process in memory, those of mapped files too; none once it has ended."""
-    with suppress(OSError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
+    """Bytes of a process and those it started in memory, mapped files too (Linux)."""
+    process, total = Path(f"/proc/{pid}"), 0
+    with suppress(OSError):  # it has ended
+        total += int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    for path in process.glob("task/*/children"):
+        with suppress(OSError):
+            total += sum(resident(int(child)) for child in path.read_text().split())
+    return total
 
 
 def speed(bench: Bench, case: Case, rounds: int) -> Figures:
-    """Milliseconds to the first token of a prompt, and for each token after another, by runtime."""
+    """Milliseconds to a prompt's first token, and for each one after another, by runtime."""
     runtimes = {"ovgen": (sys.executable, OVGEN), "genai": (bench.genai, GENAI)}
     # openvino-genai needs a tokenizer's graph, which not every tokenizer can be; ids are given.
     for path in bench.exported("optimum", case).glob("openvino_*tokenizer.*"):
         if not (bench.exported("ovgen", case) / path.name).exists():
             shutil.copy(path, bench.path("ovgen", case))
-    workers = {
-        (tool, runtime): start(Engine(runtime, python, code, []), [str(bench.path(tool, case))])
-        for tool in TOOLS
-        for runtime, (python, code) in runtimes.items()
-    }
-    samples: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in workers}
-    for round_ in range(rounds + 1):
-        for key, worker in workers.items():
-            sample = (ask(worker, PREFILL, 2)[0], ask(worker, DECODE, NEW)[1])
-            if round_:  # the first warms up
-                samples[key].append(sample)
+    keys = [(tool, runtime) for tool in TOOLS for runtime in runtimes]
+    workers = [start(Engine(r, *runtimes[r], []), [str(bench.path(t, case))]) for t, r in keys]
+    rows = [
+        [(ask(worker, PREFILL, 2)[0], ask(worker, DECODE, NEW)[1]) for worker in workers]
+        for _ in range(rounds + 1)
+    ]
     found: Figures = {tool: {} for tool in TOOLS}
-    for (tool, runtime), worker in workers.items():
+    columns = zip(*rows[1:], strict=True)  # the first warms up
+    for (tool, runtime), worker, samples in zip(keys, workers, columns, strict=True):
         worker.communicate()
-        first, each = map(statistics.median, zip(*samples[tool, runtime], strict=True))
+        first, each = map(statistics.median, zip(*samples, strict=True))
         found[tool] |= {f"{runtime} prefill": first * 1e3, f"{runtime} decode": each * 1e3}
     return found
 
 
 def fidelity(bench: Bench, cases: list[Case]) -> dict[str, Figures]:
     """KL divergence by case: of the weights alone, and as the IR usually runs."""
-    tokenizer = load_tokenizer(Path(bench.checkpoint))
-    windows = [tokenizer.encode(PASSAGE, add_special_tokens=False)]
+    windows = [load_tokenizer(Path(bench.checkpoint)).encode(PASSAGE, add_special_tokens=False)]
     with load(bench.exported("optimum", Case("fp32")), "exact") as llm:
         expected = reference(llm, windows, llm.vocab_size)
     found: dict[str, Figures] = {case.name: {tool: {} for tool in TOOLS} for case in cases}
@@ -234,8 +221,8 @@ def fidelity(bench: Bench, cases: list[Case]) -> dict[str, Figures]:
             for precision in ("exact", "default"):
                 with load(bench.exported(tool, case), precision) as llm:
                     kl = compare(expected, llm, windows).kl
-                for what, value in (("mean", kl.mean()), ("median", np.median(kl))):
-                    found[case.name][tool][f"{precision} {what}"] = max(0.0, float(value))
+                means = {"mean": float(kl.mean()), "median": max(0.0, float(np.median(kl)))}
+                found[case.name][tool] |= {f"{precision} {k}": v for k, v in means.items()}
     return found
 
 
@@ -250,13 +237,11 @@ def load(folder: Path, precision: str) -> LLM:
 def table(part: str, report: dict[str, Any]) -> list[str]:
     """Rows in Markdown: ovgen's figure, optimum's, and the first over the second."""
     figures = list(next(iter(report[part].values()))["ovgen"])
-    lines = [f"| {' | '.join([part, *figures])} |", f"|{'---|' * (1 + len(figures))}"]
+    lines = [f"| {' | '.join([part, *figures])} |", "|---" * (1 + len(figures)) + "|"]
     for name, tools in report[part].items():
-        cells = [name]
-        for figure in figures:
-            own, other = (tools[tool][figure] for tool in TOOLS)
-            cells.append(f"{own:.3g} / {other:.3g}" + (f" ({own / other:.2f})" if other else ""))
-        lines.append(f"| {' | '.join(cells)} |")
+        pairs = [[tools[tool][figure] for tool in TOOLS] for figure in figures]
+        cells = [f"{a:.4g} / {b:.4g}" + (f" ({a / b:.3g})" if b else "") for a, b in pairs]
+        lines.append(f"| {' | '.join([name, *cells])} |")
     return [*lines, ""]
 
 

@@ -49,6 +49,24 @@ def test_weights_become_constants(tmp_path: Path) -> None:
     assert model.inputs == []
 
 
+@pytest.mark.parametrize("as_stored", [True, False])
+def test_the_device_keeps_weights_as_they_are_stored(tmp_path: Path, as_stored: bool) -> None:
+    with WeightStore(tmp_path) as store:
+        slot = store.reserve("w", ov.Type.f16, [64, 64], as_stored=as_stored)
+        slot.write(0, np.ones((64, 64), np.float16))
+        x = op.parameter([-1, 64], ov.Type.f32)
+        product = op.matmul(x, op.convert(slot.node, "f32"), False, True)
+        store.save(ov.Model([op.result(product)], [x, *store.placeholders], "test"))
+    model = ov.Core().read_model(tmp_path / MODEL_XML)
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    types = {
+        node.input_value(1).get_element_type()
+        for node in compiled.get_runtime_model().get_ops()
+        if node.get_rt_info()["layerType"].astype(str) == "FullyConnected"
+    }
+    assert types == {ov.Type.f16 if as_stored else ov.Type.f32}
+
+
 def test_equal_names_are_told_apart(tmp_path: Path) -> None:
     with WeightStore(tmp_path) as store:
         for value in (1, 2):
