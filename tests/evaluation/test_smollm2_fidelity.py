@@ -65,7 +65,7 @@ def test_the_figures_are_those_of_transformers_record(
         found = compare(expected, llm, windows)
         beside_record = compare(recorded, llm, windows)
     print(f"\n{found.mean_kl:.5f} {beside_record.mean_kl:.5f} {found.has_same_best.mean():.4f}")
-    assert found.mean_kl < 0.005
+    assert found.mean_kl < 0.006
     assert beside_record.mean_kl == pytest.approx(found.mean_kl, rel=0.1)
     assert math.exp(-found.next_logprobs.mean()) == pytest.approx(9.92, rel=0.015)
     assert found.has_same_best.mean() > 0.95

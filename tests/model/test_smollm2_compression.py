@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model.test_smollm2 import DATA, fidelity
+from model.test_smollm2 import DATA, fidelity, load_runner
 
 from ovgen.engine_config import EngineConfig
 from ovgen.export.compression import CompressionConfig
 from ovgen.export.exporter import export_model
-from ovgen.model.loader import load_model
 
 pytestmark = pytest.mark.model
 
@@ -27,7 +26,7 @@ def kl(gguf: Path, folder: Path, **options: Any) -> float:
     """The mean KL divergence from float32, computed without further rounding."""
     calibration = options.pop("calibration", None)
     export_model(gguf, folder, weights=CompressionConfig(**options), calibration=calibration)
-    return fidelity(load_model(folder, EngineConfig(precision="exact"), None).compiled)[1]
+    return fidelity(load_runner(folder, EngineConfig(precision="exact")))[1]
 
 
 @pytest.mark.parametrize(
