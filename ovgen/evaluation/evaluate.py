@@ -16,9 +16,7 @@ from ovgen.llm import LLM
 from ovgen.text.tokenizer import Tokenizer, load_tokenizer
 
 MAX_TOKENS = 32_768  # of the text; as many take 1 GB
-_MEMORY = (
-    256 << 20
-)  # bytes that the reference's distributions may take, as far as they need not more
+_MEMORY = 256 << 20  # bytes of the reference's distributions, where the fewest take no more
 _BYTES = 8  # of a token's probability and its id
 # No text needs more; it keeps a huge file from being tokenized for a few of its tokens.
 CHARACTERS_A_TOKEN = 32
