@@ -22,6 +22,8 @@ from ovgen.engine.engine import Engine
 from ovgen.engine.output_processor import Arrival, OutputProcessor
 from ovgen.engine.request_builder import Prompt
 from ovgen.generation_config import GenerationConfig
+from ovgen.model.kv_cache import BlockLayout, KVCache
+from ovgen.model.paged_model import PagedModel
 from ovgen.model.paged_runner import PagedRunner
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -36,17 +38,11 @@ CACHE_BLOCKS = tuple(1024 << n for n in range(8))
 class Port:
     """An input of the scripted device."""
 
-    def __init__(self, name: str, shape: list[int]) -> None:
-        self._name, self._shape = name, shape
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def get_any_name(self) -> str:
         return self._name
-
-    def get_partial_shape(self) -> ov.PartialShape:
-        return ov.PartialShape(self._shape)
-
-    def get_element_type(self) -> ov.Type:
-        return ov.Type.u8
 
 
 @cache
@@ -71,8 +67,7 @@ class ScriptedDevice:
             "input_ids", "position_ids", "past_lens", "subsequence_begins", "block_indices",
             "block_indices_begins", "max_context_len", "sampled_tokens_indices",
         )  # fmt: skip
-        caches = [Port(f"{name}_cache.0", [-1, 1, BLOCK, 1]) for name in ("key", "value")]
-        self.inputs = [*(Port(name, [-1]) for name in names), *caches]
+        self.inputs = self.model_inputs = [Port(name) for name in names]
 
     def create_infer_request(self) -> ScriptedDevice:
         return self
@@ -112,8 +107,16 @@ class Alone:
     def engine(self) -> Engine:
         """One that has all requests."""
         runner = PagedRunner(
-            ScriptedDevice(self.requests * self.rows + self.has_newcomer, self.vocab),
-            num_blocks=self.cache_blocks,
+            PagedModel(
+                compiled=ScriptedDevice(self.requests * self.rows + self.has_newcomer, self.vocab),
+                head=None,
+                kv_cache=KVCache(
+                    [BlockLayout("value_cache.0", ov.Type.u8, (1, BLOCK, 1))], self.cache_blocks
+                ),
+                weights=None,
+                context_length=1 << 20,
+                vocab_size=self.vocab,
+            ),
             max_running_requests=256,
         )
         engine = Engine(

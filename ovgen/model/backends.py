@@ -7,24 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import openvino as ov
-
 from ovgen.engine_config import EngineConfig
-from ovgen.errors import ConfigError, UnsupportedModelError
+from ovgen.errors import UnsupportedModelError
 from ovgen.model.compiled_cache import CompiledCache
-from ovgen.model.kv_cache import block_size, bytes_per_block
 from ovgen.model.loader import LoadedModel, load_model
-from ovgen.model.memory import available_memory
 from ovgen.model.stateful_runner import StatefulRunner
 
 if TYPE_CHECKING:
+    from ovgen.model.paged_model import PagedModel
     from ovgen.model.paged_runner import PagedRunner
 
-# Where no size is asked for: the KV cache of so many full contexts, but at most this part of what
-# memory there is.
-_NUM_CONTEXTS = 8
-_SHARE = 0.5
-_LONG_CONTEXT = 32_768  # contexts beyond this are seldom full
 _MAX_SEQS = 256
 _STATEFUL_BUDGET = 8192  # its attention is slow where many new tokens meet a past
 _PAGED_BUDGET = 256  # more is no faster, and takes more memory
@@ -93,6 +85,7 @@ class Backends:
         DeviceError: the device failed.
         """
         # Not needed for the first request of a process.
+        from ovgen.model.paged_model import load_paged_model
         from ovgen.model.paged_runner import PagedRunner
         from ovgen.model.trust import check_paging, recorded_verdict
 
@@ -102,14 +95,8 @@ class Backends:
             raise UnsupportedModelError(
                 f"{self._folder}: attention_backend='paged' does not work for it: {verdict.reason}"
             )
-        loaded = load_model(self._folder, self._config, None, is_paged=True)
-        runner = PagedRunner(
-            loaded.compiled,
-            num_blocks=num_blocks(loaded.compiled, self._config, loaded.context_length),
-            max_running_requests=self._config.max_num_seqs or _MAX_SEQS,
-            head=loaded.head,
-            weights=loaded.weights,
-        )
+        loaded = load_paged_model(self._folder, self._config)
+        runner = PagedRunner(loaded, max_running_requests=self._config.max_num_seqs or _MAX_SEQS)
         runner.warm_up()
         return _backend(runner, self._config.token_budget or _PAGED_BUDGET, loaded)
 
@@ -127,28 +114,7 @@ class Backends:
             return None
 
 
-def num_blocks(compiled: ov.CompiledModel, config: EngineConfig, context_length: int) -> int:
-    """Blocks of the KV cache: as many as are asked for, or as seem sensible.
-
-    Raises:
-        ConfigError: fewer than one.
-    """
-    size, num_bytes = block_size(compiled), bytes_per_block(compiled)
-    if config.kv_cache_tokens is not None:
-        return -(-config.kv_cache_tokens // size)
-    if config.kv_cache_size is not None:
-        number = int(config.kv_cache_size * 1e9 / num_bytes)
-        if number < 1:
-            raise ConfigError(
-                f"kv_cache_size is {config.kv_cache_size} GB; one block of {size} tokens takes "
-                f"{num_bytes / 1e9:.3g} GB"
-            )
-        return number
-    wanted = _NUM_CONTEXTS * min(context_length, _LONG_CONTEXT) // size
-    return max(1, min(wanted, int(_SHARE * available_memory() / num_bytes)))
-
-
 def _backend(
-    runner: StatefulRunner | PagedRunner, token_budget: int, loaded: LoadedModel
+    runner: StatefulRunner | PagedRunner, token_budget: int, loaded: LoadedModel | PagedModel
 ) -> Backend:
     return Backend(runner, token_budget, loaded.context_length, loaded.vocab_size)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import openvino as ov
 
 from ovgen.model.inference import Inference
-from ovgen.model.kv_cache import KVCache, block_size, bytes_per_block, tensor_layouts
+from ovgen.model.kv_cache import KVCache
 
 # What else the values in a block depend on, beside the model and its tokens.
 _PROPERTIES = (
@@ -38,9 +38,12 @@ class BlockStore:
         self.layout: Mapping[str, Any] = {
             "openvino": ov.get_version(),
             "properties": _properties(compiled),
-            "block_size": block_size(compiled),
-            "block_bytes": bytes_per_block(compiled),
-            "tensors": tensor_layouts(compiled),
+            "block_size": kv_cache.block_size,
+            "block_bytes": sum(kv_cache.block_bytes),
+            "tensors": [
+                [layout.name, layout.element_type.get_type_name(), list(layout.shape)]
+                for layout in kv_cache.layouts
+            ],
         }
         self._kv_cache = kv_cache
         self._inference = inference

@@ -2,45 +2,80 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
 _KEYS, _VALUES = "key_cache.", "value_cache."
+_ALIGNMENT = 64  # bytes, without which the CPU device copies a constant
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLayout:
+    """What a block is in one cache tensor.
+
+    Attributes:
+        name: of the input.
+        element_type: of the values.
+        shape: of a block: heads, tokens and head size, with room for scales; a device's own.
+    """
+
+    name: str
+    element_type: ov.Type
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of a block in this tensor."""
+        return math.prod(self.shape) * int(self.element_type.size)
 
 
 class KVCache:
-    """The cache inputs of one infer request.
+    """The tensors of one cache.
 
-    Shapes and types are what the compiled model asks for. All the memory is asked of the system at
-    once, but the system gives it page by page as blocks are first written to; blocks are taken in
-    that order, so that the cache takes as much as it has ever held.
+    All the memory is asked of the system at once, but the system gives it page by page as blocks
+    are first written to; blocks are taken in that order, so that the cache takes as much as it has
+    ever held.
 
     Args:
-        compiled: a model after the PagedAttention transformation.
-        request: of it.
+        layouts: of the tensors.
         num_blocks: blocks to have.
+
+    Attributes:
+        layouts: of the tensors.
+        num_blocks: of each tensor.
+        tensors: by name; over memory that has to outlive whatever computes with them.
     """
 
-    def __init__(
-        self, compiled: ov.CompiledModel, request: ov.InferRequest, num_blocks: int
-    ) -> None:
+    def __init__(self, layouts: Sequence[BlockLayout], num_blocks: int) -> None:
+        self.layouts = tuple(layouts)
+        self.num_blocks = num_blocks
+        self.tensors: dict[str, ov.Tensor] = {}
         self._arrays: list[npt.NDArray[np.uint8]] = []  # [num_blocks, bytes of a layer's block]
-        for port in _cache_ports(compiled):
-            array = np.empty((num_blocks, _block_bytes(port)), np.uint8)
-            shape = [num_blocks, *_block_shape(port)]
-            request.set_tensor(
-                port.get_any_name(), ov.Tensor(array, ov.Shape(shape), port.get_element_type())
-            )
+        for layout in layouts:
+            array = _aligned((num_blocks, layout.num_bytes))
+            shape = ov.Shape([num_blocks, *layout.shape])
+            self.tensors[layout.name] = ov.Tensor(array, shape, layout.element_type)
             self._arrays.append(array)
 
     @property
     def block_bytes(self) -> list[int]:
-        """Bytes of a block in each cache tensor."""
-        return [array.shape[1] for array in self._arrays]
+        """Bytes of a block in each tensor."""
+        return [layout.num_bytes for layout in self.layouts]
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        return block_size(self.layouts)
+
+    def bind(self, request: ov.InferRequest) -> None:
+        """Make them the inputs of a request whose graph has them as inputs."""
+        for name in {port.get_any_name() for port in request.model_inputs} & set(self.tensors):
+            request.set_tensor(name, self.tensors[name])
 
     def copy(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy the content of blocks, each from one to another."""
@@ -50,7 +85,7 @@ class KVCache:
                 array[targets] = array[sources]
 
     def read(self, blocks: Sequence[int]) -> list[npt.NDArray[np.uint8]]:
-        """The content of blocks, [len(blocks), bytes] of each cache tensor."""
+        """The content of blocks, [len(blocks), bytes] of each tensor."""
         return [array[list(blocks)] for array in self._arrays]
 
     def write(self, blocks: Sequence[int], content: Sequence[npt.NDArray[np.uint8]]) -> None:
@@ -59,30 +94,32 @@ class KVCache:
             array[list(blocks)] = part
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Let go of the memory; nothing computes with it any more."""
         self._arrays.clear()
+        self.tensors.clear()
 
 
-def block_size(compiled: ov.CompiledModel) -> int:
-    """Tokens in a block: the third axis of the values."""
-    (size,) = {
-        _block_shape(port)[1]
-        for port in _cache_ports(compiled)
-        if port.get_any_name().startswith(_VALUES)
-    }
+def block_size(layouts: Sequence[BlockLayout]) -> int:
+    """Tokens in a block: the second axis of its values."""
+    (size,) = {layout.shape[1] for layout in layouts if layout.name.startswith(_VALUES)}
     return size
 
 
-def bytes_per_block(compiled: ov.CompiledModel) -> int:
-    """Memory that a block takes in all layers together."""
-    return sum(_block_bytes(port) for port in _cache_ports(compiled))
+def bytes_per_block(layouts: Sequence[BlockLayout]) -> int:
+    """Memory that a block takes in all tensors together."""
+    return sum(layout.num_bytes for layout in layouts)
 
 
-def tensor_layouts(compiled: ov.CompiledModel) -> list[list[Any]]:
-    """Name, type and block shape of each cache tensor, in their order."""
+def block_layouts(compiled: ov.CompiledModel) -> list[BlockLayout]:
+    """What a device makes of the cache inputs of a graph with PagedAttention."""
     return [
-        [port.get_any_name(), port.get_element_type().get_type_name(), _block_shape(port)]
-        for port in _cache_ports(compiled)
+        BlockLayout(
+            port.get_any_name(),
+            port.get_element_type(),
+            tuple(axis.get_length() for axis in list(port.get_partial_shape())[1:]),
+        )
+        for port in compiled.inputs
+        if is_cache_input(port.get_any_name())
     ]
 
 
@@ -91,13 +128,12 @@ def is_cache_input(name: str) -> bool:
     return name.startswith((_KEYS, _VALUES))
 
 
-def _cache_ports(compiled: ov.CompiledModel) -> list[ov.ConstOutput]:
-    return [port for port in compiled.inputs if is_cache_input(port.get_any_name())]
+def _aligned(shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Zeros, whose memory the system gives when it is first written to.
 
-
-def _block_shape(port: ov.ConstOutput) -> list[int]:
-    return [axis.get_length() for axis in list(port.get_partial_shape())[1:]]
-
-
-def _block_bytes(port: ov.ConstOutput) -> int:
-    return int(np.prod(_block_shape(port))) * port.get_element_type().size
+    Where it held anything, the CPU device would look for subnormal numbers, and copy them.
+    """
+    num_bytes = math.prod(shape)
+    memory = np.zeros(num_bytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + num_bytes].reshape(shape)

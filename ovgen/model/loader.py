@@ -19,7 +19,7 @@ from ovgen.model.compiled_cache import CompiledCache
 from ovgen.model.cpu import has_amx, has_bf16
 from ovgen.model.device_errors import first_line
 from ovgen.model.fusion import fuse_projections
-from ovgen.model.graph_passes import has_integer_weights, page_attention, weight_group
+from ovgen.model.graph_passes import has_integer_weights, weight_group
 from ovgen.model.mapped_weights import MappedWeights
 from ovgen.model.profile import with_profile
 from ovgen.model.sampled_tokens import gather_sampled_tokens
@@ -60,7 +60,6 @@ class LoadedModel:
         head: makes logits of them; None where ``compiled`` does so itself.
         blobs: the mappings that models from the cache have their weights in: they must outlive
             them.
-        weights: the file's, where the model is paged; they must outlive it.
         context_length: most tokens of a sequence.
         vocab_size: of the logits.
     """
@@ -68,90 +67,116 @@ class LoadedModel:
     compiled: ov.CompiledModel
     head: ov.CompiledModel | None
     blobs: tuple[npt.NDArray[np.uint8], ...]
-    weights: MappedWeights | None
     context_length: int
     vocab_size: int
 
 
-def load_model(
-    folder: Path, config: EngineConfig, cache: CompiledCache | None, *, is_paged: bool = False
-) -> LoadedModel:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a model is loaded from.
+
+    Attributes:
+        xml: the IR's graph.
+        config: of the engine, with the properties of the model's profile.
+        context_length: most tokens of a sequence.
+    """
+
+    xml: Path
+    config: EngineConfig
+    context_length: int
+
+    @classmethod
+    def of(cls, folder: Path, config: EngineConfig) -> Source:
+        """A folder, looked at before anything is read.
+
+        Raises:
+            ModelNotFoundError, ModelFormatError: the folder's files.
+            DeviceError: an unknown device.
+            ConfigError: properties that contradict ``precision="exact"``, or a profile that is not
+                there.
+        """
+        xml = folder / MODEL_NAME
+        for path in (xml, xml.with_suffix(".bin")):
+            if not path.is_file():
+                raise ModelNotFoundError(
+                    f"{path} does not exist; an IR folder has {MODEL_NAME}/.bin"
+                )
+        context_length = _context_length(folder)
+        check_device(CORE, config.device)
+        _refuse_contradictions(config)
+        return cls(xml, with_profile(CORE, folder, _with_kv_precision(config)), context_length)
+
+    def vocab_size(self, model: ov.Model | ov.CompiledModel) -> int:
+        """The last axis of a model's logits."""
+        vocab = model.output(0).get_partial_shape()[-1]
+        if vocab.is_dynamic:
+            raise ModelFormatError(
+                f"{self.xml}: the size of the vocabulary is not known from the graph"
+            )
+        return int(vocab.get_length())
+
+
+def load_model(folder: Path, config: EngineConfig, cache: CompiledCache | None) -> LoadedModel:
     """Compile the IR of a folder, or take it from the cache of compiled models.
 
     Args:
         folder: with the IR.
         config: of the engine.
-        cache: of compiled models; one with PagedAttention is never in it, for OpenVINO does not
-            export all of it.
-        is_paged: whether to page its attention.
+        cache: of compiled models.
 
     Raises:
-        UnsupportedModelError: its attention cannot be paged.
         ModelNotFoundError, ModelFormatError: the folder's files.
         DeviceError: an unknown device, or properties that it refuses.
         ConfigError: properties that contradict ``precision="exact"``, or a profile that is not
             there.
     """
-    xml = folder / MODEL_NAME
-    for path in (xml, xml.with_suffix(".bin")):
-        if not path.is_file():
-            raise ModelNotFoundError(f"{path} does not exist; an IR folder has {MODEL_NAME}/.bin")
-    context_length = _context_length(folder)
-    check_device(CORE, config.device)
-    _refuse_contradictions(config)
-    config = with_profile(CORE, folder, _with_kv_precision(config))
-    if "CACHE_DIR" in config.properties:
+    source = Source.of(folder, config)
+    if "CACHE_DIR" in source.config.properties:
         cache = None  # the caller's own way to keep compiled models, or none at all
-    cache = None if is_paged else cache
-    cached = cache.load(CORE, xml, config) if cache else None
-    blobs: tuple[npt.NDArray[np.uint8], ...] = ()
-    weights = None
+    cached = cache.load(CORE, source.xml, source.config) if cache else None
     if cached:
-        parts, blobs = [part.compiled for part in cached], tuple(part.blob for part in cached)
+        parts = [part.compiled for part in cached]
+        blobs = tuple(part.blob for part in cached)
     else:
-        # OpenVINO's own mapping would do for a model that is compiled once and cached.
-        weights = _mapped(xml.with_suffix(".bin")) if is_paged else None
-        model = read_ir(CORE, xml, weights)
-        parts = _compiled_parts(model, xml, config, cache, is_paged=is_paged)
+        parts, blobs = _compiled_parts(source, cache), ()
     body, head = parts if len(parts) == 2 else (parts[0], None)
-    vocab = parts[-1].output(0).get_partial_shape()[-1]
-    if vocab.is_dynamic:
-        raise ModelFormatError(f"{xml}: the size of the vocabulary is not known from the graph")
-    return LoadedModel(body, head, blobs, weights, context_length, vocab.get_length())
+    return LoadedModel(body, head, blobs, source.context_length, source.vocab_size(parts[-1]))
 
 
-def _compiled_parts(
-    model: ov.Model,
-    xml: Path,
-    config: EngineConfig,
-    cache: CompiledCache | None,
-    *,
-    is_paged: bool,
-) -> list[ov.CompiledModel]:
+def _compiled_parts(source: Source, cache: CompiledCache | None) -> list[ov.CompiledModel]:
     """The model; or its body and its head, where its logits would come in bfloat16 else."""
-    if _is_plain_x86(CORE, config):
-        fuse_projections(model)
-    if is_paged:
-        page_attention(model)
-    gather_sampled_tokens(model, axis=0 if is_paged else 1)
-    properties = load_properties(CORE, config, model)
+    model = read_ir(CORE, source.xml)  # mapped by OpenVINO
+    prepare(model, source.config)
+    gather_sampled_tokens(model)
+    properties = load_properties(CORE, source.config, model)
     wanted = [(model, properties)]
-    if config.device == "CPU" and properties.get(_PRECISION) in ("bf16", ov.Type.bf16):
+    if has_own_head(source.config, properties):
         head = split_head(model)
         if head is not None:
-            group = {_GROUP: _quantization_group(head)} if _GROUP in properties else {}
-            wanted.append((head, {**properties, **group, **config.properties, _PRECISION: "f32"}))
-    compiled = [_compile(CORE, part, xml, config, own) for part, own in wanted]
+            wanted.append((head, head_properties(source.config, properties, head)))
+    compiled = [compile_graph(source, part, own) for part, own in wanted]
     if cache:
-        cache.store(CORE, compiled, xml, config, [own for _, own in wanted])
+        cache.store(CORE, compiled, source.xml, source.config, [own for _, own in wanted])
     return compiled
 
 
-def _mapped(path: Path) -> MappedWeights:
-    try:
-        return MappedWeights(path)
-    except OSError as exc:
-        raise ModelFormatError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+def prepare(model: ov.Model, config: EngineConfig) -> None:
+    """The changes to a graph that pay on any path."""
+    if _is_plain_x86(CORE, config):
+        fuse_projections(model)
+
+
+def has_own_head(config: EngineConfig, properties: Mapping[str, Any]) -> bool:
+    """Whether logits would come in bfloat16, if the head were in one graph with the rest."""
+    return config.device == "CPU" and properties.get(_PRECISION) in ("bf16", ov.Type.bf16)
+
+
+def head_properties(
+    config: EngineConfig, properties: Mapping[str, Any], head: ov.Model
+) -> dict[str, Any]:
+    """Of a head on its own, whose body has these."""
+    group = {_GROUP: _quantization_group(head)} if _GROUP in properties else {}
+    return {**properties, **group, **config.properties, _PRECISION: "f32"}
 
 
 def read_ir(core: ov.Core, xml: Path, weights: MappedWeights | None = None) -> ov.Model:
@@ -164,14 +189,20 @@ def read_ir(core: ov.Core, xml: Path, weights: MappedWeights | None = None) -> o
         raise ModelFormatError(f"{xml} cannot be read: {first_line(exc)}") from exc
 
 
-def _compile(
-    core: ov.Core, model: ov.Model, xml: Path, config: EngineConfig, properties: Mapping[str, Any]
+def compile_graph(
+    source: Source, model: ov.Model, properties: Mapping[str, Any]
 ) -> ov.CompiledModel:
+    """Compile a graph of a source's for its device.
+
+    Raises:
+        DeviceError: the device refuses it, or the properties.
+    """
+    device = source.config.device
     try:
-        return core.compile_model(model, config.device, dict(properties))
+        return CORE.compile_model(model, device, dict(properties))
     except (RuntimeError, TypeError) as exc:
         raise DeviceError(
-            f"{config.device} cannot compile {xml} with {dict(properties)}: {first_line(exc)}"
+            f"{device} cannot compile {source.xml} with {dict(properties)}: {first_line(exc)}"
         ) from exc
 
 

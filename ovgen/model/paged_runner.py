@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import openvino as ov
 
 from ovgen.engine.batch import ScheduledBatch, ScheduledSequence
 from ovgen.engine.sequence import Request, Sequence
@@ -17,9 +15,10 @@ from ovgen.model.block_store import BlockStore
 from ovgen.model.device_errors import device_error
 from ovgen.model.inference import Inference
 from ovgen.model.input_tensors import InputTensors
-from ovgen.model.kv_cache import KVCache, block_size, is_cache_input
-from ovgen.model.mapped_weights import MappedWeights
+from ovgen.model.kv_cache import is_cache_input
+from ovgen.model.paged_model import PagedModel
 from ovgen.model.sampled_tokens import SAMPLED_TOKENS
+from ovgen.model.single_token import SINGLE_TOKEN
 
 _INPUTS = {
     "input_ids",
@@ -39,13 +38,10 @@ class PagedRunner:
     """Implements the engine's ModelRunner over one infer request and one KV cache.
 
     Args:
-        compiled: a decoder after the PagedAttention transformation; its first output are the
-            logits, [num_sampled, 1, vocab] where it has the input ``sampled_tokens_indices``, else
+        model: a decoder after the PagedAttention transformation; its logits are
+            [num_sampled, 1, vocab] where it has the input ``sampled_tokens_indices``, else
             [tokens, 1, vocab].
-        num_blocks: blocks of the KV cache.
         max_running_requests: requests that share a step at most.
-        head: makes the logits, where the first output are hidden states.
-        weights: what the model was read from, kept as long as it is in use.
 
     Raises:
         UnsupportedModelError: the graph has an input that is not known.
@@ -54,32 +50,27 @@ class PagedRunner:
     has_padding = True
     max_batch_tokens = None
 
-    def __init__(
-        self,
-        compiled: ov.CompiledModel,
-        *,
-        num_blocks: int,
-        max_running_requests: int,
-        head: ov.CompiledModel | None = None,
-        weights: MappedWeights | None = None,
-    ) -> None:
-        names = {port.get_any_name() for port in compiled.inputs}
+    def __init__(self, model: PagedModel, *, max_running_requests: int) -> None:
+        names = {port.get_any_name() for port in model.compiled.inputs}
         self._inputs = {name for name in names if not is_cache_input(name)}
-        unknown = self._inputs - _INPUTS - {SAMPLED_TOKENS}
+        unknown = self._inputs - _INPUTS - {SAMPLED_TOKENS, SINGLE_TOKEN}
         if unknown or "block_indices" not in names:
             raise UnsupportedModelError(
                 f"the graph's inputs are {sorted(self._inputs)}; with PagedAttention they are "
                 f"{sorted(_INPUTS)}"
             )
-        self.num_blocks = num_blocks
-        self.block_size = block_size(compiled)
+        self.kv_cache = model.kv_cache
+        self.num_blocks = model.kv_cache.num_blocks
+        self.block_size = model.kv_cache.block_size
         self.max_running_requests = max_running_requests
-        request = compiled.create_infer_request()
-        self._inference = Inference(request, head.create_infer_request() if head else None)
+        request = model.compiled.create_infer_request()
+        self.kv_cache.bind(request)
+        self._inference = Inference(
+            request, model.head.create_infer_request() if model.head else None
+        )
         self._tensors = InputTensors(request)
-        self.kv_cache = KVCache(compiled, request, num_blocks)
-        self.block_store = BlockStore(compiled, self.kv_cache, self._inference)
-        self._weights = weights
+        self.block_store = BlockStore(model.compiled, self.kv_cache, self._inference)
+        self._weights = model.weights
         self._batch: ScheduledBatch | None = None
         self._layout = _Layout()
         # Of a step in which each row takes one token: how many each has before it, as positions and
@@ -111,19 +102,20 @@ class PagedRunner:
         return logits[: batch.num_logits]
 
     def warm_up(self) -> None:
-        """Compute one token, whose place in the KV cache nobody has yet: the device packs the
+        """Compute a few tokens, whose places in the KV cache nobody has yet: the device packs the
         weights then, and the file's are not needed any more.
 
         Raises:
             DeviceError: it failed, for want of memory perhaps.
         """
-        sequence = Sequence(0, (0,))
+        sequence = Sequence(0, (0, 0))
         sequence.block_table = [0]
         request = Request(0, sequence.prompt_token_ids, 1, frozenset(), None, [sequence])
-        with self._weights.dropping_pages() if self._weights else nullcontext():
-            self.start(ScheduledBatch((ScheduledSequence(request, sequence, 1, 1),)))
-            while self.wait(_LOOK_UP) is None:
-                pass
+        with self._weights.dropping_pages():
+            for num_tokens in (1, 2):  # which another graph may compute
+                self.start(ScheduledBatch((ScheduledSequence(request, sequence, num_tokens, 1),)))
+                while self.wait(_LOOK_UP) is None:
+                    pass
 
     def reset(self) -> None:
         """A batch under way is waited for when the next begins; the blocks are the engine's."""
@@ -133,7 +125,7 @@ class PagedRunner:
         self._inference.close()
         self._tensors.close()
         self.kv_cache.close()
-        self._batch = self._weights = None
+        self._batch = None
 
     def _set_inputs(self, batch: ScheduledBatch) -> None:
         tensors, rows = self._tensors, batch.scheduled
@@ -166,6 +158,8 @@ class PagedRunner:
         tensors.set("subsequence_begins", (len(begins),), begins, np.int32)
         tensors.share("block_indices", table)
         tensors.share("block_indices_begins", table_begins)
+        if SINGLE_TOKEN in self._inputs:
+            tensors.set(SINGLE_TOKEN, (1,), [int(len(ids) == 1)], np.bool_)
         if SAMPLED_TOKENS in self._inputs:
             # One at least, for a graph without any is not run.
             sampled = self._layout.sampled_tokens or [0]

@@ -32,3 +32,18 @@ def split_head(model: ov.Model) -> ov.Model | None:
     model.add_results([op.result(hidden)])
     head.input(0).replace_source_output(parameter.output(0))
     return ov.Model([result], [parameter], "head")
+
+
+def join_head(model: ov.Model, head: ov.Model) -> None:
+    """Put a head that was cut off behind another graph's hidden states.
+
+    Args:
+        model: changed in place, its first output becomes the logits.
+        head: as `split_head` gives it; of no use afterwards.
+    """
+    result = model.output(0).get_node()
+    (parameter,), (logits,) = head.get_parameters(), head.get_results()
+    for port in parameter.output(0).get_target_inputs():
+        port.replace_source_output(result.input_value(0))
+    model.remove_result(result)
+    model.add_results([logits])

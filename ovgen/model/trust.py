@@ -21,6 +21,7 @@ from ovgen.engine.sequence import Request, Sequence
 from ovgen.engine_config import EngineConfig
 from ovgen.errors import StorageError, UnsupportedModelError
 from ovgen.model.loader import load_model
+from ovgen.model.paged_model import load_paged_model
 from ovgen.model.paged_runner import PagedRunner
 from ovgen.model.profile import model_digest
 from ovgen.model.side_file import side_paths, write_side_file
@@ -30,7 +31,7 @@ Runner: TypeAlias = StatefulRunner | PagedRunner
 
 VERDICT_NAME = "ovgen_paged.json"
 
-_VERSION = 1  # of the check
+_VERSION = 2  # of the check
 _TOLERANCE = 1e-3  # of the range of a row's logits; rounding makes less than a tenth of that
 _LENGTHS = (96, 45)  # tokens: some blocks each, none of them full
 _MAX_WINDOW = 4096  # of a sliding attention, beyond which it is not looked at
@@ -97,24 +98,19 @@ def _difference(folder: Path, config: EngineConfig) -> str | None:
         wanted = [_alone(stateful, number, prompt) for number, prompt in enumerate(prompts)]
         stateful.close()
         del loaded
-        loaded = load_model(folder, config, None, is_paged=True)
-        num_blocks = sum(lengths)
         paged = PagedRunner(
-            loaded.compiled,
-            num_blocks=num_blocks,
-            max_running_requests=2,
-            weights=loaded.weights,
+            load_paged_model(folder, config, num_blocks=sum(lengths)), max_running_requests=2
         )
         found = _together(paged, prompts)
         paged.close()
     except UnsupportedModelError as exc:
         return str(exc)
-    for number, (row, other) in enumerate(zip(wanted, found, strict=True)):
+    for number, (row, other) in enumerate(zip(wanted * 2, found, strict=True)):
         allowed = _TOLERANCE * float(row.max() - row.min())
         difference = float(np.abs(row - other).max())
         if not difference <= allowed:
             return (
-                f"logits after {lengths[number]} tokens differ by {difference:.2g}, "
+                f"logits after {(lengths * 2)[number]} tokens differ by {difference:.2g}, "
                 f"where {allowed:.2g} is rounding"
             )
     return None
@@ -125,7 +121,8 @@ def _alone(runner: Runner, number: int, prompt: tuple[int, ...]) -> npt.NDArray[
 
 
 def _together(runner: PagedRunner, prompts: list[tuple[int, ...]]) -> list[npt.NDArray[np.float32]]:
-    """In one batch, with a cut in the first prompt, and the last tokens one by one."""
+    """The logits after each prompt, and these again of steps with one row: in one batch, with a
+    cut in the first prompt, and the last tokens one by one."""
     rows = [Sequence(number, prompt) for number, prompt in enumerate(prompts)]
     first = 0
     for row in rows:
@@ -137,6 +134,9 @@ def _together(runner: PagedRunner, prompts: list[tuple[int, ...]]) -> list[npt.N
     logits = []
     for _ in range(_NUM_DECODED):
         logits = _step(runner, [(row, 1) for row in rows])
+    for row in rows:  # once more, for a step of one token may be another graph's
+        row.num_computed_tokens -= 1
+        logits += _step(runner, [(row, 1)])
     return logits
 
 

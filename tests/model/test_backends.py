@@ -8,11 +8,12 @@ import pytest
 
 from ovgen.engine_config import EngineConfig
 from ovgen.errors import ConfigError, UnsupportedModelError
-from ovgen.model import backends
-from ovgen.model.backends import Backends, PagingWarning, num_blocks
-from ovgen.model.kv_cache import KVCache, block_size, bytes_per_block
-from ovgen.model.loader import load_model
+from ovgen.model import kv_cache_size
+from ovgen.model.backends import Backends, PagingWarning
+from ovgen.model.kv_cache import block_size, bytes_per_block
+from ovgen.model.kv_cache_size import kv_cache_blocks
 from ovgen.model.memory import available_memory
+from ovgen.model.paged_model import load_paged_model
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny"
 
@@ -52,14 +53,14 @@ def test_what_cannot_be_paged_is_said_once_and_refused_where_it_is_asked_for():
 
 def test_the_size_of_the_kv_cache(monkeypatch: pytest.MonkeyPatch):
     config = EngineConfig(precision="exact")
-    compiled = load_model(TINY / "llama", config, None, is_paged=True).compiled
-    size, num_bytes = block_size(compiled), bytes_per_block(compiled)
+    layouts = load_paged_model(TINY / "llama", config).kv_cache.layouts
+    size, num_bytes = block_size(layouts), bytes_per_block(layouts)
     assert size == 32
     # Two layers of keys and values, as config.json has them, in float32.
     assert num_bytes == 2 * 2 * 2 * 16 * 32 * 4
 
     def blocks(**options: object) -> int:
-        return num_blocks(compiled, EngineConfig(**options), 256)
+        return kv_cache_blocks(layouts, EngineConfig(**options), 256)
 
     assert blocks(kv_cache_tokens=1) == 1
     assert blocks(kv_cache_tokens=33) == 2
@@ -67,15 +68,14 @@ def test_the_size_of_the_kv_cache(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ConfigError, match="kv_cache_size is 1e-09 GB; one block of 32 tokens"):
         blocks(kv_cache_size=1e-9)
     assert blocks() == 8 * 256 // 32
-    monkeypatch.setattr(backends, "available_memory", lambda: 20 * num_bytes)
+    monkeypatch.setattr(kv_cache_size, "available_memory", lambda: 20 * num_bytes)
     assert blocks() == 10
-    monkeypatch.setattr(backends, "available_memory", lambda: 0)
+    monkeypatch.setattr(kv_cache_size, "available_memory", lambda: 0)
     assert blocks() == 1
 
 
 def test_blocks_are_copied_read_and_written():
-    compiled = load_model(TINY / "gpt2", EngineConfig(), None, is_paged=True).compiled
-    cache = KVCache(compiled, compiled.create_infer_request(), 4)
+    cache = load_paged_model(TINY / "gpt2", EngineConfig(), 4).kv_cache
     content = [part.copy() for part in cache.read([0, 1])]
     for number, part in enumerate(content):
         part[0], part[1] = 1 + number, 101 + number

@@ -11,17 +11,15 @@ import pytest
 from ovgen.engine.batch import ScheduledBatch, ScheduledSequence
 from ovgen.engine.sequence import Request, Sequence
 from ovgen.engine_config import EngineConfig
-from ovgen.model.loader import load_model
+from ovgen.model.paged_model import load_paged_model
 from ovgen.model.paged_runner import PagedRunner
 
 LLAMA = Path(__file__).parents[1] / "fixtures" / "tiny" / "llama"
 
 
 def make_runner(**options) -> PagedRunner:
-    loaded = load_model(LLAMA, EngineConfig(**options), None, is_paged=True)
-    return PagedRunner(
-        loaded.compiled, num_blocks=6, max_running_requests=4, weights=loaded.weights
-    )
+    model = load_paged_model(LLAMA, EngineConfig(**options), num_blocks=6)
+    return PagedRunner(model, max_running_requests=4)
 
 
 def a_batch(tokens: list[int], blocks: list[int], num_computed: int = 0) -> ScheduledBatch:

@@ -16,6 +16,7 @@ from ovgen.engine_config import EngineConfig
 from ovgen.model import loader, trust
 from ovgen.model.fusion import MAX_BYTES, fuse_projections
 from ovgen.model.loader import load_model
+from ovgen.model.paged_model import load_paged_model
 from ovgen.model.paged_runner import PagedRunner
 from ovgen.model.stateful_runner import StatefulRunner
 
@@ -436,12 +437,12 @@ def test_exported_architectures(folder: Path):
 
 
 def logits(folder: Path, *, is_paged: bool) -> list[np.ndarray]:
-    loaded = load_model(folder, EngineConfig(precision="exact"), None, is_paged=is_paged)
+    config = EngineConfig(precision="exact")
     prompts = [tuple(range(5, 5 + count)) for count in (50, 9)]
     if is_paged:
-        runner = PagedRunner(loaded.compiled, num_blocks=59, max_running_requests=2)
-        return trust._together(runner, prompts)
-    runner = StatefulRunner(loaded.compiled)
+        paged = PagedRunner(load_paged_model(folder, config, 59), max_running_requests=2)
+        return trust._together(paged, prompts)
+    runner = StatefulRunner(load_model(folder, config, None).compiled)
     return [trust._alone(runner, number, prompt) for number, prompt in enumerate(prompts)]
 
 

@@ -14,6 +14,7 @@ from ovgen.errors import ConfigError, DeviceError, ModelFormatError, ModelNotFou
 from ovgen.model import loader
 from ovgen.model.device_errors import first_line
 from ovgen.model.loader import load_model
+from ovgen.model.paged_model import load_paged_model
 
 LLAMA = Path(__file__).parents[1] / "fixtures" / "tiny" / "llama"
 
@@ -82,7 +83,7 @@ def test_bfloat16_is_for_quantized_weights_on_processors_that_multiply_it(
 @pytest.mark.parametrize("is_paged", [False, True])
 def test_in_bfloat16_the_head_stays_in_float32(is_paged: bool):
     config = EngineConfig(properties={"INFERENCE_PRECISION_HINT": "bf16"})
-    loaded = load_model(LLAMA, config, None, is_paged=is_paged)
+    loaded = load_paged_model(LLAMA, config) if is_paged else load_model(LLAMA, config, None)
     assert loaded.head is not None
     assert properties_of(loaded.compiled)[0] == ov.Type.bf16
     assert properties_of(loaded.head)[0] == ov.Type.f32

@@ -11,8 +11,8 @@ import pytest
 
 from ovgen.engine_config import EngineConfig
 from ovgen.errors import ModelFormatError
-from ovgen.model.loader import load_model
 from ovgen.model.mapped_weights import MappedWeights
+from ovgen.model.paged_model import load_paged_model
 from ovgen.model.paged_runner import PagedRunner
 
 LLAMA = Path(__file__).parents[1] / "fixtures" / "tiny" / "llama"
@@ -62,16 +62,12 @@ def test_a_graph_whose_weights_are_cut_off_is_refused(tmp_path: Path):
     binary = folder / "openvino_model.bin"
     binary.write_bytes(binary.read_bytes()[:5000])
     with pytest.raises(ModelFormatError, match=r"openvino_model\.xml cannot be read"):
-        load_model(folder, EngineConfig(), None, is_paged=True)
+        load_paged_model(folder, EngineConfig())
 
 
 def test_a_runner_that_is_warm_has_nothing_of_the_file_in_memory(tmp_path: Path):
     folder = Path(shutil.copytree(LLAMA, tmp_path / "llama"))
-    loaded = load_model(folder, EngineConfig(), None, is_paged=True)
-    runner = PagedRunner(
-        loaded.compiled, num_blocks=4, max_running_requests=1, weights=loaded.weights
-    )
-    del loaded
+    runner = PagedRunner(load_paged_model(folder, EngineConfig(), 4), max_running_requests=1)
     assert resident(folder / "openvino_model.bin") > 0
     runner.warm_up()
     assert resident(folder / "openvino_model.bin") == 0

@@ -23,6 +23,7 @@ from ovgen.engine.sequence import Request, Sequence
 from ovgen.engine_config import EngineConfig
 from ovgen.llm import LLM
 from ovgen.model.loader import load_model
+from ovgen.model.paged_model import load_paged_model
 from ovgen.model.paged_runner import PagedRunner
 from ovgen.model.stateful_runner import StatefulRunner
 
@@ -37,16 +38,10 @@ Runner: TypeAlias = StatefulRunner | PagedRunner
 
 
 def load_runner(folder: Path, config: EngineConfig, *, is_paged: bool = False) -> Runner:
-    loaded = load_model(folder, config, None, is_paged=is_paged)
-    if not is_paged:
-        return StatefulRunner(loaded.compiled, head=loaded.head)
-    return PagedRunner(
-        loaded.compiled,
-        num_blocks=32,
-        max_running_requests=1,
-        head=loaded.head,
-        weights=loaded.weights,
-    )
+    if is_paged:
+        return PagedRunner(load_paged_model(folder, config, 32), max_running_requests=1)
+    loaded = load_model(folder, config, None)
+    return StatefulRunner(loaded.compiled, head=loaded.head)
 
 
 def all_log_probs(runner: Runner, windows: np.ndarray) -> np.ndarray:

@@ -13,8 +13,9 @@ from ovgen.engine.batch import ScheduledBatch, ScheduledSequence
 from ovgen.engine.sequence import Request, Sequence
 from ovgen.engine_config import EngineConfig
 from ovgen.model.loader import load_model
+from ovgen.model.paged_model import load_paged_model
 from ovgen.model.paged_runner import PagedRunner
-from ovgen.model.split_head import split_head
+from ovgen.model.split_head import join_head, split_head
 from ovgen.model.stateful_runner import StatefulRunner
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny"
@@ -31,6 +32,16 @@ def test_both_parts_together_are_the_whole():
     hidden = core.compile_model(body, "CPU", F32)(x)[0]
     logits = core.compile_model(head, "CPU", F32)(hidden)[0]
     np.testing.assert_allclose(logits, core.compile_model(whole, "CPU", F32)(x)[0], rtol=1e-5)
+
+
+def test_a_head_that_is_put_back_gives_the_whole():
+    whole, parts = (two_layers() for _ in range(2))
+    head = split_head(parts)
+    assert head is not None
+    join_head(parts, head)
+    x = np.random.default_rng(0).normal(size=(1, 3, 4)).astype(np.float32)
+    logits = [ov.Core().compile_model(model, "CPU", F32)(x)[0] for model in (parts, whole)]
+    np.testing.assert_array_equal(*logits)
 
 
 def two_layers(*, has_second_output: bool = False) -> ov.Model:
@@ -70,17 +81,12 @@ def test_runners_compute_both_parts(is_paged: bool):
 
 def logits_of(config: EngineConfig, is_paged: bool) -> np.ndarray:
     """After a prompt, and after one token more."""
-    loaded = load_model(TINY / "llama", config, None, is_paged=is_paged)
     runner: StatefulRunner | PagedRunner
     if is_paged:
-        runner = PagedRunner(
-            loaded.compiled,
-            num_blocks=4,
-            max_running_requests=1,
-            head=loaded.head,
-            weights=loaded.weights,
-        )
+        model = load_paged_model(TINY / "llama", config, num_blocks=4)
+        runner = PagedRunner(model, max_running_requests=1)
     else:
+        loaded = load_model(TINY / "llama", config, None)
         runner = StatefulRunner(loaded.compiled, head=loaded.head)
     sequence = Sequence(0, tuple(range(10, 30)))
     sequence.block_table = [2]
