@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import mmap
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +13,6 @@ import numpy.typing as npt
 import openvino as ov
 
 _KEYS, _VALUES = "key_cache.", "value_cache."
-_ALIGNMENT = 64  # bytes, without which the CPU device copies a constant
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class KVCache:
         self.tensors: dict[str, ov.Tensor] = {}
         self._arrays: list[npt.NDArray[np.uint8]] = []  # [num_blocks, bytes of a layer's block]
         for layout in layouts:
-            array = _aligned((num_blocks, layout.num_bytes))
+            array = _zeros(num_blocks * layout.num_bytes).reshape(num_blocks, -1)
             shape = ov.Shape([num_blocks, *layout.shape])
             self.tensors[layout.name] = ov.Tensor(array, shape, layout.element_type)
             self._arrays.append(array)
@@ -128,12 +129,10 @@ def is_cache_input(name: str) -> bool:
     return name.startswith((_KEYS, _VALUES))
 
 
-def _aligned(shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Zeros, whose memory the system gives when it is first written to.
+def _zeros(num_bytes: int) -> npt.NDArray[np.uint8]:
+    """Memory of whole pages, which the system gives when they are first written to.
 
-    Where it held anything, the CPU device would look for subnormal numbers, and copy them.
+    A constant that is not aligned, or holds subnormal numbers, would be copied by the CPU device.
     """
-    num_bytes = math.prod(shape)
-    memory = np.zeros(num_bytes + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + num_bytes].reshape(shape)
+    flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
+    return np.frombuffer(mmap.mmap(-1, max(1, num_bytes), **flags), np.uint8)[:num_bytes]

@@ -85,7 +85,8 @@ def load_paged_model(
     if num_blocks is None:
         num_blocks = kv_cache_blocks(layouts, source.config, source.context_length)
     kv_cache = KVCache(layouts, num_blocks)
-    compiled, head = _compiled(source, model, properties, kv_cache)
+    with weights.dropping_pages():  # of what is packed already
+        compiled, head = _compiled(source, model, properties, kv_cache)
     return PagedModel(compiled, head, kv_cache, weights, source.context_length, vocab_size)
 
 
