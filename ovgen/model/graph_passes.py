@@ -10,6 +10,7 @@ import openvino as ov
 from ovgen.errors import UnsupportedModelError
 from ovgen.model.device_errors import first_line
 
+_OPTIONS = "runtime_options"
 _MATRIX = 256  # elements that a matrix of weights has at least
 _INTEGERS = (ov.Type.i4, ov.Type.u4, ov.Type.i8, ov.Type.u8)
 
@@ -31,6 +32,13 @@ def page_attention(model: ov.Model) -> None:
         raise UnsupportedModelError(
             f"the graph's attention cannot be paged: {first_line(exc)}"
         ) from exc
+
+
+def copy_runtime_options(source: ov.Model, target: ov.Model) -> None:
+    """Let a graph that is made of another be compiled with the options that an IR names itself,
+    such as a precision of its KV cache."""
+    if source.has_rt_info([_OPTIONS]):
+        target.set_rt_info(source.get_rt_info([_OPTIONS]), [_OPTIONS])
 
 
 def weight_group(model: ov.Model) -> int | None:

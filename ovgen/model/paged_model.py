@@ -12,7 +12,7 @@ from openvino import opset15 as op
 
 from ovgen.engine_config import EngineConfig
 from ovgen.errors import ModelFormatError
-from ovgen.model.graph_passes import has_integer_weights, page_attention
+from ovgen.model.graph_passes import copy_runtime_options, page_attention
 from ovgen.model.kv_cache import BlockLayout, KVCache, block_layouts
 from ovgen.model.kv_cache_size import kv_cache_blocks
 from ovgen.model.loader import (
@@ -31,7 +31,6 @@ from ovgen.model.single_token import add_single_token_body
 from ovgen.model.split_head import join_head, split_head
 
 _ATTENTION = "PagedAttentionExtension"
-_KV_PRECISION = "KV_CACHE_PRECISION"
 _NUM_COMPUTED = 3  # of its inputs: queries, keys and values
 
 
@@ -80,7 +79,7 @@ def load_paged_model(
     page_attention(model)
     gather_sampled_tokens(model, axis=0)
     vocab_size = source.vocab_size(model)
-    properties = _with_kv_precision(load_properties(CORE, source.config, model), source, model)
+    properties = load_properties(CORE, source.config, model)
     layouts = _layouts(source, model, properties)
     if num_blocks is None:
         num_blocks = kv_cache_blocks(layouts, source.config, source.context_length)
@@ -108,16 +107,6 @@ def _compiled(
     return compile_graph(source, model, properties), None
 
 
-def _with_kv_precision(
-    properties: dict[str, Any], source: Source, model: ov.Model
-) -> dict[str, Any]:
-    """With the precision that the CPU device chooses by the weights, which it does not see in a
-    part of the graph."""
-    if source.config.device != "CPU":
-        return properties
-    return {_KV_PRECISION: "u8" if has_integer_weights(model) else "f16", **properties}
-
-
 def _mapped(path: Path) -> MappedWeights:
     try:
         return MappedWeights(path)
@@ -137,4 +126,5 @@ def _layouts(source: Source, model: ov.Model, properties: Mapping[str, Any]) -> 
                 port.replace_source_output(inputs[-1].output(0))
             results.append(op.result(node.output(0)))
     attention = ov.Model(results, [*inputs, *probe.get_parameters()], "attention")
+    copy_runtime_options(model, attention)
     return block_layouts(compile_graph(source, attention, properties))

@@ -15,6 +15,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset15 as op
 
+from ovgen.model.graph_passes import copy_runtime_options
 from ovgen.model.sampled_tokens import SAMPLED_TOKENS
 
 SINGLE_TOKEN = "is_single_token"
@@ -51,7 +52,9 @@ def add_single_token_body(model: ov.Model, cache: Mapping[str, ov.Tensor]) -> ov
         choice.set_input(outer.output(0), one, other)
         inputs.append(outer)
     output = choice.set_output(single.get_results()[0], model.get_results()[0])
-    return ov.Model([op.result(output)], inputs, model.get_friendly_name())
+    both = ov.Model([op.result(output)], inputs, model.get_friendly_name())
+    copy_runtime_options(model, both)
+    return both
 
 
 def _make_constants(model: ov.Model, cache: Mapping[str, ov.Tensor]) -> None:
