@@ -112,10 +112,10 @@ def test_projections_share_a_matmul(tmp_path: Path) -> None:
         model = build(path, "exact")
         return sum(node.get_type_name() == "MatMul" for node in model.get_ops())
 
-    # Per layer QKV, output, gate with up, and down; the head; and the angles of RoPE.
-    assert matmuls("Q8_0") == 2 * 4 + 1 + 1
+    # Per layer QKV, output, gate, up and down; the head; and the angles of RoPE.
+    assert matmuls("Q8_0") == 2 * 5 + 1 + 1
     # The value projection stands alone: three for QKV instead of one, and its offsets' own.
-    assert matmuls("mixed") == 2 * (2 * 2 + 1 + 3 * 2) + 2 + 1
+    assert matmuls("mixed") == 2 * (3 * 2 + 1 + 3 * 2) + 2 + 1
 
 
 def test_the_folder_has_the_files_of_optimum(tmp_path: Path) -> None:
