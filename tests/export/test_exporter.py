@@ -118,6 +118,21 @@ def test_projections_share_a_matmul(tmp_path: Path) -> None:
     assert matmuls("mixed") == 2 * (3 * 2 + 1 + 3 * 2) + 2 + 1
 
 
+@pytest.mark.parametrize(
+    ("weights", "cache"), [("fp16", "f16"), ("exact", "f16"), ("int8_sym", "u8")]
+)
+def test_the_cache_is_rounded_where_weights_are(weights: str, cache: str, tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", VARIANTS["Q4_0"])
+    model = export_model(path, tmp_path / "out", weights=weights) / "openvino_model.xml"
+
+    def precision(**properties: str) -> str:
+        compiled = ov.Core().compile_model(model, "CPU", properties)
+        return str(compiled.get_property("KV_CACHE_PRECISION").to_string())
+
+    assert precision() == cache
+    assert precision(KV_CACHE_PRECISION="f32") == "f32"
+
+
 def test_the_folder_has_the_files_of_optimum(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", VARIANTS["Q4_0"])
     folder = export_model(path, tmp_path / "out")
