@@ -33,7 +33,6 @@ EXPERT_INT8_GROUP = 128
 INT4_GROUP = 128
 _SMALLEST_GROUP = 32  # smaller ones are slow
 _INT8_REST = "8 bits beside 4"
-_PLAIN = "int4_sym"
 
 _BLOCK = re.compile(r"(?:[a-z_]+\.)+(\d+)\.")
 _SHORT: dict[str, FloatType] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
@@ -83,9 +82,9 @@ class CompressionPlan:
 
         Args:
             tensor: of the checkpoint.
-            is_table: its rows are looked up as well as multiplied; so it takes no offsets, which
+            is_table: its rows are looked up as well as multiplied; so it keeps no offsets, which
                 a lookup would undo for the whole table at once.
-            is_expert: it is one of a batch; so it takes no offsets, whose second matmul the plugin
+            is_expert: it is one of a batch; so it keeps no offsets, whose second matmul the plugin
                 would do for all experts.
         """
         mode, offsets = self._mode(tensor, is_table), not is_table and not is_expert
@@ -102,11 +101,6 @@ class CompressionPlan:
         group = None if mode == _INT8_REST else self._four_bit_group(tensor)
         if group is None:
             return self._int8("int8_sym", tensor, is_expert)
-        if mode == "int4_asym" and not offsets:
-            self._notes[
-                f"{mode} is {_PLAIN} where offsets would be slow: in tables and experts"
-            ] = 1
-            mode = _PLAIN
         return Format(cast(Kind, mode), "f16", group, search=self._config.scale_search)
 
     def _mode(self, tensor: Tensor, is_table: bool) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from ovgen.errors import ConfigError
 from ovgen.export.architectures import build_model, check_architecture
 from ovgen.export.calibration import calibrate, read_token_ids
-from ovgen.export.compression import CompressionConfig
+from ovgen.export.compression import FLOAT_MODES, CompressionConfig
 from ovgen.export.compression_report import CompressionReport
 from ovgen.export.gguf_checkpoint import GGUFCheckpoint
 from ovgen.export.lora import with_adapters
@@ -22,6 +22,9 @@ from ovgen.export.weight_reader import WeightReader
 from ovgen.export.weight_store import WeightStore
 
 Progress = Callable[[str], None]
+# Where weights are not rounded the cache is not either, unless a load says so: by default the CPU's
+# is in 8 bits, and slower to attend to.
+_KV_CACHE_PRECISION = ["runtime_options", "KV_CACHE_PRECISION"]
 _NOT_OF_AN_IR = ("auto_map", "compression_config", "quantization_config")
 
 
@@ -113,6 +116,8 @@ def _write(
             on_read=lambda share: progress(f"weights {share:.0%}"),
         )
         model = build_model(fused, reader)
+        if weights.mode in (*FLOAT_MODES, "exact"):
+            model.set_rt_info("f16", _KV_CACHE_PRECISION)
         write_json(folder / "config.json", _config(checkpoint.config) | ids)
         progress("graph")
         store.save(model)

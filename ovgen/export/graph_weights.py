@@ -59,13 +59,6 @@ def tied_linear(x: Value, table: Value) -> Value:
     return op.matmul(x, table, False, True)
 
 
-def add_offsets(y: Value, x: Value, weight: Matrix) -> Value:
-    """What is still missing of a product with `matrix`: ``y + sums of x's groups @ offsets.T``."""
-    if isinstance(weight, DenseMatrix) or weight.offsets is None:
-        return y
-    return op.add(y, op.matmul(_group_sums(x, weight), _as_f32(weight.offsets), False, True))
-
-
 def split(x: Value, sizes: Sequence[int]) -> list[Value]:
     """Cut the last axis of [batch, tokens, features] into parts."""
     parts = op.variadic_split(x, const(2), const(list(sizes)))
@@ -94,7 +87,10 @@ def linears(
 def _quantized_linear(x: Value, weight: QuantizedMatrix) -> Value:
     if weight.column_order is not None:
         x = op.gather(x, const(weight.column_order), const(2))
-    return add_offsets(op.matmul(x, matrix(weight), False, True), x, weight)
+    y = op.matmul(x, matrix(weight), False, True)
+    if weight.offsets is None:
+        return y
+    return op.add(y, op.matmul(_group_sums(x, weight), _as_f32(weight.offsets), False, True))
 
 
 def _group_sums(x: Value, weight: QuantizedMatrix) -> Value:

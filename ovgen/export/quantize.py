@@ -125,22 +125,33 @@ def symmetric4(
     return Groups(codes.astype(np.int8), stored)
 
 
-def affine4(
+def asymmetric4(
     groups: Floats, dtype: ScaleType, *, search: bool, importance: Floats | None = None
 ) -> Groups:
-    """Codes -8..7, a scale and an offset of any size.
+    """Codes 0..15, a scale and a zero point, which is one of the codes.
 
-    The search is that of `symmetric4`, with a line that fits the values to the codes.
+    The search is that of `symmetric4`, with the zero point of each span.
     """
-    low, high = groups.min(axis=1), groups.max(axis=1)
-    centre, span = np.asarray((low + high) / 2, np.float32), _not_zero((high - low) / 15)
-    scales, offsets = span, np.asarray(centre + span / 2, np.float32)
+    low, high = np.minimum(groups.min(axis=1), 0), np.maximum(groups.max(axis=1), 0)
+    best = span = _not_zero((high - low) / np.float32(15))
+    centre = (low + high) / 2
+    zeros = best_zeros = _zero_points(centre, span)
     if search:
-        scales, offsets = _search_line(groups, _counts(groups, importance), span, centre)
-    stored, stored_offsets = _stored(scales, dtype), _cast(offsets, dtype)
-    codes = _over(groups - stored_offsets[:, None].astype(np.float32), stored)
-    _to_codes(codes)
-    return Groups(codes.astype(np.int8), stored, stored_offsets)
+        counts, best_gain = _counts(groups, importance), np.full(len(span), -1, np.float32)
+        codes, ratios = np.empty_like(groups), _over(groups, span)
+        for shrink in _SHRINKS:
+            zeros = _zero_points(centre, span * np.float32(shrink))
+            np.multiply(ratios, np.float32(1 / shrink), out=codes)
+            _to_codes_about(codes, zeros)
+            scales, gain = _fit(codes, groups, counts)
+            better = gain > best_gain
+            best, best_zeros = np.where(better, scales, best), np.where(better, zeros, best_zeros)
+            best_gain = np.maximum(gain, best_gain)
+    stored = _stored(best, dtype)
+    codes = _over(groups, stored)
+    _to_codes_about(codes, best_zeros)
+    codes += best_zeros[:, None]
+    return Groups(codes.astype(np.uint8), stored, None, best_zeros.astype(np.uint8))
 
 
 def nf4(
@@ -181,33 +192,6 @@ def _fit(codes: Floats, groups: Floats, counts: Floats) -> tuple[Floats, Floats]
     return np.asarray(scales, np.float32), scales * product
 
 
-def _search_line(
-    groups: Floats, counts: Floats, span: Floats, centre: Floats
-) -> tuple[Floats, Floats]:
-    """The scales and offsets of `affine4`."""
-    total = np.maximum(counts.sum(axis=1), _TINY)
-    mean = _dot(groups, counts) / total
-    # Values are counted from their mean, where the sums lose no digits.
-    centred = groups - mean[:, None]
-    ratios = _over(groups - centre[:, None], span)
-    codes, counted = np.empty_like(ratios), np.empty_like(ratios)
-    scales, offsets, best_gain = span, centre + span / 2, np.full(len(span), -1, np.float32)
-    for shrink in _SHRINKS:
-        np.multiply(ratios, np.float32(1 / shrink), out=codes)
-        codes -= np.float32(0.5)
-        _to_codes(codes)
-        np.multiply(codes, counts, out=counted)
-        code_mean = counted.sum(axis=1) / total
-        product = _dot(counted, centred)
-        variance = _dot(counted, codes) - code_mean * code_mean * total
-        scale = product / np.maximum(variance, _TINY)
-        better = scale * product > best_gain
-        scales = np.where(better, scale, scales)
-        offsets = np.where(better, mean - scale * code_mean, offsets)
-        best_gain = np.maximum(scale * product, best_gain)
-    return np.asarray(scales, np.float32), np.asarray(offsets, np.float32)
-
-
 def _dot(left: Floats, right: Floats) -> Floats:
     return np.asarray(np.einsum("ij,ij->i", left, right), np.float32)
 
@@ -215,6 +199,18 @@ def _dot(left: Floats, right: Floats) -> Floats:
 def _to_codes(values: Floats) -> None:
     np.rint(values, out=values)
     np.clip(values, -8, 7, out=values)
+
+
+def _zero_points(centre: Floats, span: Floats) -> Floats:
+    """Those of 16 steps, ``span`` apart, that have the centre in their middle."""
+    return np.asarray(np.clip(np.rint(np.float32(7.5) - centre / span), 0, 15), np.float32)
+
+
+def _to_codes_about(values: Floats, zeros: Floats) -> None:
+    """Round to codes 0..15 less their zero points."""
+    np.rint(values, out=values)
+    np.maximum(values, -zeros[:, None], out=values)
+    np.minimum(values, np.float32(15) - zeros[:, None], out=values)
 
 
 def _nf4_codes(groups: Floats, scales: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -6,15 +6,13 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ovgen.errors import ConfigError, UnsupportedModelError
 from ovgen.export.compression import CompressionConfig
 from ovgen.export.compression_plan import CompressionPlan
 from ovgen.export.compression_report import CompressionReport
-from ovgen.export.graph_weights import add_offsets, matrix
+from ovgen.export.graph_weights import matrix
 from ovgen.export.ir_weights import IRCheckpoint, IRWeight
-from ovgen.export.matrices import Matrix
 from ovgen.export.output_folder import new_folder
 from ovgen.export.weight_store import MODEL_BIN, MODEL_XML, WeightStore
 from ovgen.export.weights import MatrixRequest, read_matrix
@@ -78,30 +76,19 @@ def _replace(
     report: CompressionReport,
 ) -> None:
     users = list(weight.output.get_target_inputs())
-    # Sums over groups are made for [batch, tokens, cols] alone.
-    is_linear = all(
+    # Experts that a graph keeps apart see the tokens that were picked for them, [tokens, cols].
+    is_expert = any(
         user.get_node().get_type_name() == "MatMul"
-        and user.get_node().input_value(0).get_partial_shape().rank == 3
+        and user.get_node().input_value(0).get_partial_shape().rank != 3
         for user in users
     )
-    fmt = plan.format(weight.tensor, is_table=weight.is_table, is_expert=not is_linear)
+    fmt = plan.format(weight.tensor, is_table=weight.is_table, is_expert=is_expert)
     request = MatrixRequest([weight.tensor], fmt, release=ir.release_pages)
     new, errors = read_matrix(request, store)
     report.add([weight.tensor], fmt, errors)
     value = matrix(new)
     for user in users:
         user.replace_source_output(value.output(0))
-        if is_linear:
-            _move_users(user.get_node(), new)
-
-
-def _move_users(product: Any, weight: Matrix) -> None:
-    """Have the users of a product take it with the offsets added."""
-    users = list(product.output(0).get_target_inputs())
-    total = add_offsets(product, product.input_value(0), weight)
-    if total is not product:
-        for user in users:
-            user.replace_source_output(total.output(0))
 
 
 def _copy_others(source: Path, folder: Path) -> None:

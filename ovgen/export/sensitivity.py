@@ -13,9 +13,9 @@ from ovgen.export.checkpoint import Tensor
 from ovgen.export.weights import num_rows
 
 _SAMPLED_ROWS = 64
-# Matrices with the same input are computed in one matmul, and experts are: they stay together.
-_SIBLINGS = ((r"[qkv]_proj", "qkv"), (r"(gate|up)_proj", "gate_up"), (r"\bw[13]\b", "w13"))
-_EXPERT = r"\bexperts\.\d+\."
+# Queries, keys and values are computed in one matmul, and experts are: they stay together.
+_QKV = re.compile(r"[qkv]_proj")
+_EXPERT = re.compile(r"\bexperts\.\d+\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,12 @@ def eight_bit_names(
         groups = [group_of(tensor) for tensor in members]
         candidates.append(_candidate(members, groups))
         release()
+    # Every matrix's loss counts alike, whatever its size: a small one gains as much in 8 bits as a
+    # large one, and takes less of the budget.
     budget = ratio * sum(candidate.size for candidate in candidates)
     used = 0
     kept: set[str] = set()
-    for candidate in sorted(candidates, key=lambda candidate: candidate.loss):
+    for candidate in sorted(candidates, key=lambda candidate: candidate.loss / candidate.size):
         if used + candidate.size <= budget:
             used += candidate.size
         else:
@@ -80,6 +82,4 @@ def _candidate(members: list[Tensor], groups: list[int | None]) -> _Candidate:
 
 
 def _family(name: str) -> str:
-    for pattern, together in _SIBLINGS:
-        name = re.sub(pattern, together, name)
-    return re.sub(_EXPERT, "experts.", name)
+    return _EXPERT.sub("experts.", _QKV.sub("qkv", name))

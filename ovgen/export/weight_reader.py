@@ -15,7 +15,7 @@ from ovgen.export.compression import CompressionConfig
 from ovgen.export.compression_plan import CompressionPlan
 from ovgen.export.compression_report import CompressionReport
 from ovgen.export.matrices import Format, Matrix
-from ovgen.export.tensor_views import OrderedTensor, TransposedTensor
+from ovgen.export.tensor_views import OrderedTensor, SlicedTensor, TransposedTensor
 from ovgen.export.weight_store import WeightStore
 from ovgen.export.weights import MatrixRequest, finite, read_matrix
 
@@ -148,6 +148,21 @@ class WeightReader:
         if len(set(formats)) == 1 and (formats[0].kind != "codes" or _same_columns(tensors)):
             return [self._read(tensors, formats[0])]
         return [self._read([tensor], fmt) for tensor, fmt in zip(tensors, formats, strict=True)]
+
+    def parts(self, name: str, parts: Sequence[tuple[str, int]], cols: int) -> list[Matrix]:
+        """Matrices that a file has joined, each alone, in one format.
+
+        Args:
+            name: of the tensor.
+            parts: what each is called in the graph, and its rows.
+            cols: of all.
+        """
+        whole = self._take(name, (sum(rows for _, rows in parts), cols))
+        fmt, first, matrices = self._format(whole, is_table=False), 0, []
+        for part, rows in parts:
+            matrices.append(self._read([SlicedTensor(whole, part, first, rows)], fmt))
+            first += rows
+        return matrices
 
     def ignore(self, name: str) -> None:
         """Leave a tensor unread that the model has but does not use, if it is there."""

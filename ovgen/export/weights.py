@@ -30,7 +30,7 @@ _CODES = {
     "int8_sym": ov.Type.i8,
     "int8_asym": ov.Type.u8,
     "int4_sym": ov.Type.i4,
-    "int4_asym": ov.Type.i4,
+    "int4_asym": ov.Type.u4,
     "nf4": ov.Type.nf4,
 }
 
@@ -144,7 +144,7 @@ def _layout(fmt: Format) -> tuple[ov.Type, bool, bool]:
     """The type of the codes, and whether there are offsets and zero points."""
     grid = fmt.grid
     if grid is None:
-        return _CODES[fmt.kind], fmt.kind == "int4_asym", fmt.kind == "int8_asym"
+        return _CODES[fmt.kind], False, fmt.kind in ("int8_asym", "int4_asym")
     if grid.has_zero_points:
         return ov.Type.u4 if grid.bits <= 4 else ov.Type.u8, False, True
     return ov.Type.i4 if grid.bits <= 4 else ov.Type.i8, grid.has_offsets, False
@@ -214,7 +214,7 @@ _GRIDS: dict[str, _Grid] = {
     "int4_sym": lambda groups, fmt, importance: quantize.symmetric4(
         groups, fmt.scale_type, search=fmt.search, importance=importance
     ),
-    "int4_asym": lambda groups, fmt, importance: quantize.affine4(
+    "int4_asym": lambda groups, fmt, importance: quantize.asymmetric4(
         groups, fmt.scale_type, search=fmt.search, importance=importance
     ),
     "nf4": lambda groups, fmt, importance: quantize.nf4(

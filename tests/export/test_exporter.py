@@ -112,10 +112,25 @@ def test_projections_share_a_matmul(tmp_path: Path) -> None:
         model = build(path, "exact")
         return sum(node.get_type_name() == "MatMul" for node in model.get_ops())
 
-    # Per layer QKV, output, gate with up, and down; the head; and the angles of RoPE.
-    assert matmuls("Q8_0") == 2 * 4 + 1 + 1
+    # Per layer QKV, output, gate, up and down; the head; and the angles of RoPE.
+    assert matmuls("Q8_0") == 2 * 5 + 1 + 1
     # The value projection stands alone: three for QKV instead of one, and its offsets' own.
-    assert matmuls("mixed") == 2 * (2 * 2 + 1 + 3 * 2) + 2 + 1
+    assert matmuls("mixed") == 2 * (3 * 2 + 1 + 3 * 2) + 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "cache"), [("fp16", "f16"), ("exact", "f16"), ("int8_sym", "u8")]
+)
+def test_the_cache_is_rounded_where_weights_are(weights: str, cache: str, tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", VARIANTS["Q4_0"])
+    model = export_model(path, tmp_path / "out", weights=weights) / "openvino_model.xml"
+
+    def precision(**properties: str) -> str:
+        compiled = ov.Core().compile_model(model, "CPU", properties)
+        return str(compiled.get_property("KV_CACHE_PRECISION").to_string())
+
+    assert precision() == cache
+    assert precision(KV_CACHE_PRECISION="f32") == "f32"
 
 
 def test_the_folder_has_the_files_of_optimum(tmp_path: Path) -> None:

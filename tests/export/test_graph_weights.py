@@ -35,8 +35,8 @@ FORMATS: dict[str, tuple[Format, float, str]] = {
     "int8_asym, a row": (Format("int8_asym", "f16", COLS), 0.008, "u8"),
     "int4_sym": (Format("int4_sym", "f16", 64, search=True), 0.1, "i4"),
     "int4_sym, a row": (Format("int4_sym", "f16", COLS, search=True), 0.12, "i4"),
-    "int4_asym": (Format("int4_asym", "f16", 64, search=True), 0.09, "i4"),
-    "int4_asym, a row": (Format("int4_asym", "f16", COLS), 0.12, "i4"),
+    "int4_asym": (Format("int4_asym", "f16", 64, search=True), 0.095, "u4"),
+    "int4_asym, a row": (Format("int4_asym", "f16", COLS), 0.12, "u4"),
     "nf4": (Format("nf4", "f16", 64, search=True), 0.09, "nf4"),
 }
 GRIDS = {

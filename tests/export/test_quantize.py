@@ -28,15 +28,16 @@ def rms(values: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("group", [64, 256])
-@pytest.mark.parametrize("mode", ["int8_sym", "int8_asym", "int4_sym", "nf4"])
+@pytest.mark.parametrize("mode", ["int8_sym", "int8_asym", "int4_sym", "int4_asym", "nf4"])
 def test_without_a_search_the_values_are_nncfs(
     records: dict[str, np.ndarray], mode: str, group: int
 ) -> None:
     groups = grouped(records, group)
     if mode == "nf4":
         ours = quantize.nf4(groups, np.float32, search=False).values(nf4=True)
-    elif mode == "int4_sym":
-        ours = quantize.symmetric4(groups, np.float32, search=False).values()
+    elif mode.startswith("int4"):
+        rounded4 = quantize.symmetric4 if mode == "int4_sym" else quantize.asymmetric4
+        ours = rounded4(groups, np.float32, search=False).values()
     else:
         rounded = quantize.symmetric8 if mode == "int8_sym" else quantize.asymmetric8
         ours = rounded(groups, np.float32).values()
@@ -45,7 +46,7 @@ def test_without_a_search_the_values_are_nncfs(
         assert rms(ours - groups) == pytest.approx(rms(theirs - groups), rel=0.02)
         return
     # A value halfway between two steps may go to either.
-    step = np.abs(groups).max() / (7 if mode == "int4_sym" else 127)
+    step = np.abs(groups).max() / (7 if mode.startswith("int4") else 127)
     different = np.abs(ours - theirs) > 1e-6
     assert different.mean() < 2e-3
     assert rms(ours - groups) == pytest.approx(rms(theirs - groups), rel=1e-3)
@@ -60,8 +61,8 @@ def test_errors_are_below_nncfs(records: dict[str, np.ndarray], group: int) -> N
     def counted(values: np.ndarray) -> float:
         return rms((values.reshape(groups.shape) - groups) * np.sqrt(counts))
 
-    asym = quantize.affine4(groups, np.float16, search=True).values()
-    assert counted(asym) < 0.95 * counted(records[f"int4_asym_{group}"])
+    asym = quantize.asymmetric4(groups, np.float16, search=True).values()
+    assert counted(asym) < 0.98 * counted(records[f"int4_asym_{group}"])
     sym = quantize.symmetric4(groups, np.float16, search=True).values()
     assert counted(sym) < 0.98 * counted(records[f"int4_sym_{group}"])
     levels = quantize.nf4(groups, np.float16, search=True).values(nf4=True)
@@ -94,7 +95,7 @@ def test_importance_moves_the_error_to_where_it_counts_less() -> None:
     groups = np.random.default_rng(1).standard_normal((256, 64)).astype(np.float32)
     importance = np.ones_like(groups)
     importance[:, ::2] = 100
-    for grid in (quantize.symmetric4, quantize.affine4, quantize.nf4):
+    for grid in (quantize.symmetric4, quantize.asymmetric4, quantize.nf4):
         nf4 = grid is quantize.nf4
         plain = grid(groups, np.float16, search=True).values(nf4=nf4) - groups
         weighted = grid(groups, np.float16, search=True, importance=importance).values(nf4=nf4)
@@ -103,16 +104,28 @@ def test_importance_moves_the_error_to_where_it_counts_less() -> None:
         assert rms(weighted[:, 1::2]) > rms(plain[:, 1::2])
 
 
-def test_a_line_fits_what_lies_on_one() -> None:
+def test_a_grid_fits_what_lies_on_one() -> None:
     rng = np.random.default_rng(2)
     codes = rng.integers(0, 16, (32, 64))
     codes[:, :2] = (0, 15)
-    scale, offset = rng.uniform(0.5, 2, (2, 32, 1))
-    groups = (scale * codes + offset).astype(np.float32)
+    scale, zero_points = rng.uniform(0.5, 2, (32, 1)), rng.integers(0, 16, (32, 1))
+    groups = (scale * (codes - zero_points)).astype(np.float32)
     for search in (True, False):
-        found = quantize.affine4(groups, np.float32, search=search)
+        found = quantize.asymmetric4(groups, np.float32, search=search)
         np.testing.assert_allclose(found.values(), groups, rtol=2e-6, atol=1e-5)
-        np.testing.assert_array_equal(found.codes, codes - 8)
+        np.testing.assert_array_equal(found.codes, codes)
+        np.testing.assert_array_equal(found.zero_points, zero_points[:, 0])
+
+
+@pytest.mark.parametrize("shift", [3, -3])
+def test_groups_beside_zero(shift: float) -> None:
+    """Zero is on the grid, so that the steps reach from there."""
+    groups = np.random.default_rng(3).uniform(-1, 1, (32, 64)).astype(np.float32) + shift
+    for search in (True, False):
+        found = quantize.asymmetric4(groups, np.float32, search=search)
+        assert np.abs(found.values() - groups).max() <= (abs(shift) + 1) / 15 * (
+            1 if search else 0.5
+        )
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 3e-8, -3e-8, 0.25])
@@ -122,7 +135,7 @@ def test_constant_groups(value: float) -> None:
         quantize.symmetric8(groups, np.float16),
         quantize.asymmetric8(groups, np.float16),
         quantize.symmetric4(groups, np.float16, search=True),
-        quantize.affine4(groups, np.float16, search=True),
+        quantize.asymmetric4(groups, np.float16, search=True),
         quantize.nf4(groups, np.float16, search=True),
     ):
         is_nf4 = rounded.codes.dtype == np.uint8 and rounded.zero_points is None

@@ -109,6 +109,7 @@ def test_modes(float_ir: Path, mode: str, limit: float, tmp_path: Path) -> None:
         Format("int8_sym", "f16", 32),
         Format("int8_asym", "f32", 32),
         Format("int4_sym", "f16", 32),
+        Format("int4_asym", "f16", 32),
         Format("nf4", "f16", 32),
     ],
 )

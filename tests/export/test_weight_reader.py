@@ -14,6 +14,7 @@ from openvino import opset15 as op
 
 from ovgen.errors import ModelFormatError
 from ovgen.export.checkpoint import Codes, Floats, Grid, Rows, Tensor
+from ovgen.export.compression import CompressionConfig
 from ovgen.export.graph_weights import matrix
 from ovgen.export.matrices import Matrix
 from ovgen.export.weight_reader import WeightReader
@@ -115,6 +116,23 @@ def test_formats_that_differ_are_not_stacked(store: WeightStore):
     source.tensors["b.weight"].dtype = "F16"  # type: ignore[misc]
     reader = WeightReader(source, "exact", store)
     assert len(reader.stack([("a.weight", 4), ("b.weight", 4)], COLS)) == 2
+
+
+def test_parts_of_a_tensor(store: WeightStore, tmp_path: Path):
+    source = checkpoint(mlp__0__both__weight=(12, COLS))
+    config = CompressionConfig(mode="fp32", overrides=(("*.both.weight", "fp16"),))
+    reader = WeightReader(source, config, store)
+    names = ["mlp.0.gate.weight", "mlp.0.up.weight"]
+    parts = reader.parts("mlp.0.both.weight", list(zip(names, (8, 4), strict=True)), COLS)
+    wanted = source.tensors["mlp.0.both.weight"].values(slice(None)).astype(np.float16)
+    for found, part in zip(stored(parts, store, tmp_path), np.split(wanted, [8]), strict=True):
+        np.testing.assert_array_equal(found, part)
+    reader.refuse_unread()
+    assert {record.name: record.fmt for record in reader.report.records} == dict.fromkeys(
+        names, "fp16"
+    )
+    with pytest.raises(ModelFormatError, match=r"\(12, 64\), the config asks for \(8, 64\)"):
+        reader.parts("mlp.0.both.weight", [(names[0], 4), (names[1], 4)], COLS)
 
 
 @pytest.mark.parametrize(
