@@ -23,7 +23,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help=".gguf file, folder of transformers, or an alias or org/name that is one",
+        help=".gguf file, folder of transformers or of an IR, or an alias or org/name that is one",
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="must not exist, or be empty")
     add_weight_options(parser)

@@ -49,4 +49,4 @@ def test_a_text_brings_it_closer(smollm2_gguf: Path, tmp_path: Path) -> None:
     options = {"mode": "int4_asym", "group_size": 128, "calibration": CALIBRATION}
     found = kl(smollm2_gguf, tmp_path / "ir", **options)
     print(f"\ncalibrated: KL {found:.5f}")
-    assert found < 0.5 * nncf["kl"]
+    assert found < 0.7 * nncf["kl"]
