@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import TypeAlias
 
 import numpy as np
@@ -14,11 +15,11 @@ from ovgen.errors import RequestError
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
 _NEUTRAL = np.float32(1)
-_SAFE = np.float32(50)  # far from where exp, or a sum of many, overflows or underflows
+SAFE = np.float32(50)  # far from where exp, or a sum of many, overflows or underflows
 
 
-class Workspace:
-    """Rows of the vocabulary's size that are written over and over.
+class Workspace(threading.local):
+    """Rows of the vocabulary's size that are written over and over, each thread's own.
 
     A new array of this size costs more than what is computed in it, for the system has to clear
     its pages first.
@@ -107,7 +108,7 @@ def weights_of(
         RequestError: the highest of the logits is no finite number.
     """
     highest = np.maximum.reduce(logits)
-    if not abs(highest) <= _SAFE * temperature:
+    if not abs(highest) <= SAFE * temperature:
         if not math.isfinite(highest):
             raise RequestError(
                 f"the logits hold {highest}: the model or a logits processor overflows"

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
+import numpy.typing as npt
 
 from ovgen.decoding.arrays import Logits
 
-_BLOCK = 512
+BLOCK = 256  # about the square root of a vocabulary: as many sums as weights are looked at
+
+Bounds: TypeAlias = npt.NDArray[np.float64]
+
+
+def block_sums(weights: Logits, out: Logits) -> None:
+    """The sums [rows, blocks] of weights [rows, n], BLOCK at a time, the last block shorter."""
+    num_rows, size = weights.shape
+    num_whole = size // BLOCK
+    whole = weights[:, : num_whole * BLOCK].reshape(num_rows, num_whole, BLOCK)
+    np.einsum("ijk->ij", whole, out=out[:, :num_whole])  # twice as fast as add.reduce
+    if num_whole * BLOCK < size:
+        np.add.reduce(weights[:, num_whole * BLOCK :], axis=1, out=out[:, num_whole])
 
 
 class CumulativeWeights:
@@ -24,25 +39,22 @@ class CumulativeWeights:
 
     def __init__(self, weights: Logits) -> None:
         self._weights = weights
-        whole = len(weights) // _BLOCK * _BLOCK
-        sums = np.add.reduce(weights[:whole].reshape(-1, _BLOCK), axis=1)
-        if whole < len(weights):
-            sums = np.append(sums, np.add.reduce(weights[whole:]))
-        self._bounds = np.add.accumulate(sums, dtype=np.float64)
+        sums = np.empty((1, -(-len(weights) // BLOCK)), np.float32)
+        block_sums(weights[None], sums)
+        self._bounds: Bounds = np.add.accumulate(sums[0], dtype=np.float64)
         self.total = float(self._bounds[-1])
 
     def index_at(self, uniform: float) -> int:
-        """The first index at which the running sum exceeds the share ``uniform`` in [0, 1)."""
+        """The first index at which the running sum exceeds the share ``uniform`` in [0, 1).
+
+        First the block is found, then the index by what is left of the share inside of it: below
+        1, however it is rounded, so that the index has a weight.
+        """
         bounds = self._bounds
         target = uniform * self.total
-        block = min(int(bounds.searchsorted(target, side="right")), len(bounds) - 1)
+        block = int(bounds.searchsorted(target, side="right"))
         before = float(bounds[block - 1]) if block else 0.0
-        start = block * _BLOCK
-        part = self._weights[start : start + _BLOCK]
-        inside = int(
-            np.add.accumulate(part, dtype=np.float64).searchsorted(target - before, "right")
-        )
-        if inside < len(part):
-            return start + inside
-        # The target is the block's end, by rounding: the last up to there that has any weight.
-        return int(np.flatnonzero(self._weights[: start + _BLOCK])[-1])
+        left = (target - before) / (float(bounds[block]) - before)
+        start = block * BLOCK
+        inner = np.add.accumulate(self._weights[start : start + BLOCK], dtype=np.float64)
+        return start + int(inner.searchsorted(left * float(inner[-1]), side="right"))

@@ -6,6 +6,8 @@ the rest of the vocabulary: a token that is likely enough is in the nucleus what
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ovgen.decoding.arrays import Logits
@@ -13,8 +15,16 @@ from ovgen.decoding.candidates import Mask
 from ovgen.decoding.cumulative import CumulativeWeights
 from ovgen.decoding.random import Draws
 
+
+class Nucleus(NamedTuple):
+    """How a row is drawn from."""
+
+    temperature: float
+    p: float  # 1: from all
+
+
 # A draw falls outside with a chance of 1 - p. After so many the nucleus is cheaper to find.
-_TRIES = 4
+TRIES = 4
 
 
 def draw(weights: Logits, p: float, draws: Draws, scratch: Mask) -> int | None:
@@ -22,7 +32,7 @@ def draw(weights: Logits, p: float, draws: Draws, scratch: Mask) -> int | None:
 
     Args:
         weights: [vocab] float32, not negative, with a positive sum.
-        p: above 0, below 1.
+        p: above 0, at most 1.
         draws: one number is taken for each try.
         scratch: [vocab] bool, overwritten.
 
@@ -30,7 +40,7 @@ def draw(weights: Logits, p: float, draws: Draws, scratch: Mask) -> int | None:
         The token's index, or None where a few tries did not find one.
     """
     cumulative = CumulativeWeights(weights)
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         index = cumulative.index_at(draws.uniform())
         if is_inside(index, weights, cumulative.total, p, scratch):
             return index

@@ -11,9 +11,13 @@ The generator is SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom n
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+States: TypeAlias = npt.NDArray[np.uint64]
 
 SEED_LIMIT = 1 << 64
 _MASK = SEED_LIMIT - 1
@@ -57,18 +61,39 @@ class Draws:
         """The next ``count`` numbers, as so many calls of `uniform` give them."""
         states = np.uint64(self._state) + np.arange(1, count + 1, dtype=np.uint64) * _GAMMA64
         self._state = (self._state + count * _GAMMA) & _MASK
-        for shift, factor in zip(_SHIFTS64, _FACTORS64, strict=True):
-            states = (states ^ (states >> shift)) * factor
-        return ((states ^ (states >> _LAST64)) >> np.uint64(11)) * 2.0**-53
+        return (_mixed(states) >> _DROPPED) * 2.0**-53
+
+
+def states_of(seeds: Sequence[int], indexes: Sequence[int], positions: Sequence[int]) -> States:
+    """Those of many `Draws`, [num], before any number is drawn."""
+    states = _mixed(np.array(seeds, np.uint64) + _GAMMA64)
+    for numbers in (indexes, positions):
+        states = _mixed(states + np.array(numbers, np.uint64) * _GAMMA64)
+    return states
+
+
+def uniforms_of(states: States, number: int) -> npt.NDArray[np.float64]:
+    """The ``number``-th number of many `Draws`, from 0, as so many calls of `Draws.uniform` give
+    it."""
+    step = np.uint64((number + 1) * _GAMMA & _MASK)
+    return (_mixed(states + step) >> _DROPPED) * 2.0**-53
 
 
 _GAMMA64 = np.uint64(_GAMMA)
 _FACTORS64 = tuple(np.uint64(factor) for factor in _FACTORS)
 _SHIFTS64 = (np.uint64(30), np.uint64(27))
 _LAST64 = np.uint64(31)
+_DROPPED = np.uint64(11)
 
 
 def _mix(value: int) -> int:
     value = ((value ^ (value >> 30)) * _FACTORS[0]) & _MASK
     value = ((value ^ (value >> 27)) * _FACTORS[1]) & _MASK
     return value ^ (value >> 31)
+
+
+def _mixed(values: States) -> States:
+    """`_mix` of each."""
+    for shift, factor in zip(_SHIFTS64, _FACTORS64, strict=True):
+        values = (values ^ (values >> shift)) * factor
+    return values ^ (values >> _LAST64)

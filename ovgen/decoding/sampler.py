@@ -11,6 +11,7 @@ from ovgen.decoding import nucleus, truncation
 from ovgen.decoding.arrays import Logits
 from ovgen.decoding.candidates import Candidates, Workspace, weights_of
 from ovgen.decoding.cumulative import CumulativeWeights
+from ovgen.decoding.nucleus import Nucleus
 from ovgen.decoding.random import Draws
 from ovgen.decoding.truncation import FEW, Truncation
 from ovgen.generation_config import GenerationConfig
@@ -38,13 +39,19 @@ class Sampler:
     Args:
         config: resolved, with ``do_sample``.
         min_keep: candidates that each truncation leaves at least.
+
+    Attributes:
+        nucleus: what is drawn from, where there is at most top-p beside the temperature.
     """
 
     def __init__(self, config: GenerationConfig, min_keep: int = 1) -> None:
         self._temperature = np.float32(config.temperature or 1.0)
         self._steps = tuple(_truncations(config, min_keep))
         is_top_p_alone = [name for name, _ in self._steps] == ["top_p"]
-        self._nucleus = config.top_p if is_top_p_alone and min_keep == 1 else None
+        is_whole = not self._steps and config.mirostat_tau is None
+        self.nucleus: Nucleus | None = None
+        if min_keep == 1 and (is_top_p_alone or is_whole):
+            self.nucleus = Nucleus(float(self._temperature), config.top_p or 1.0)
         self._xtc_probability = config.xtc_probability or 0.0
         self._tau = config.mirostat_tau
         self._eta = config.mirostat_eta or 0.0
@@ -93,10 +100,10 @@ class Sampler:
         number drawn; with top-p alone, the first such of all tokens that is in the nucleus (see
         `nucleus`). ``may_forbid`` as in `warp`.
         """
-        if self._nucleus is not None:
+        if self.nucleus is not None:
             size = len(logits)
             weights = weights_of(logits, workspace.row("weights", size), self._temperature)
-            token_id = nucleus.draw(weights, self._nucleus, draws, workspace.mask(size))
+            token_id = nucleus.draw(weights, self.nucleus.p, draws, workspace.mask(size))
             if token_id is not None:
                 return token_id, None
         candidates = self.warp(logits, workspace, draws, may_forbid=may_forbid)

@@ -53,6 +53,8 @@ class ScheduledBatch:
         is_decoding: every row takes one token, and has the next one chosen.
         is_plain: all that is wanted of every row is its request's next token.
         is_greedy: it is plain, and the most likely tokens are all that is wanted.
+        drawn: places in ``sampled`` of the rows that can be drawn together; none where it is not
+            plain.
     """
 
     scheduled: tuple[ScheduledSequence, ...]
@@ -62,18 +64,21 @@ class ScheduledBatch:
     is_decoding: bool = field(init=False)
     is_plain: bool = field(init=False)
     is_greedy: bool = field(init=False)
+    drawn: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         rows = self.scheduled
         sampled = tuple(row for row in rows if row.num_logits)
         groups = groupby(rows, key=lambda row: row.request)
         is_plain = all(row.is_plain for row in rows)
+        decoders = [row.request.decoder for row in sampled] if is_plain else []
         facts = {
             "sampled": sampled,
             "by_request": tuple((request, tuple(items)) for request, items in groups),
             "is_decoding": all(r.num_scheduled_tokens == r.num_logits == 1 for r in rows),
             "is_plain": is_plain,
-            "is_greedy": is_plain and all(row.request.decoder.is_greedy for row in sampled),
+            "is_greedy": is_plain and all(decoder.is_greedy for decoder in decoders),
+            "drawn": tuple(place for place, d in enumerate(decoders) if d.nucleus is not None),
         }
         for name, fact in facts.items():
             object.__setattr__(self, name, fact)

@@ -21,6 +21,7 @@ from ovgen.decoding.beam_search import (
     best_candidates,
     drawn_candidates,
 )
+from ovgen.decoding.nucleus import Nucleus
 from ovgen.decoding.random import Draws
 from ovgen.decoding.sampler import Sampler
 from ovgen.engine.decoder import RowReader, SampledRow, refuse_empty
@@ -43,6 +44,7 @@ class BeamDecoder:
     """
 
     is_greedy = False
+    nucleus: Nucleus | None = None
 
     def __init__(
         self,

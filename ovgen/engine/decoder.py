@@ -11,6 +11,7 @@ import numpy as np
 from ovgen.decoding.arrays import Logits, TokenIds, log_sum_exp
 from ovgen.decoding.candidates import Workspace
 from ovgen.decoding.logprobs import token_logprob
+from ovgen.decoding.nucleus import Nucleus
 from ovgen.decoding.processing import Processing
 from ovgen.engine.sequence import Choice, Request
 from ovgen.engine.sequence import Sequence as TokenSequence
@@ -37,6 +38,7 @@ class Decoder(Protocol):
     """Chooses the tokens of one request."""
 
     is_greedy: bool  # takes each row's most likely token and nothing else
+    nucleus: Nucleus | None  # draws each row's token from it and does nothing else
 
     def select(self, request: Request, rows: Sequence[SampledRow]) -> list[Choice]:
         """What becomes of all the request's sequences; changes none of them.

@@ -8,6 +8,7 @@ from collections.abc import Sequence as Sequences
 from itertools import count
 
 from ovgen.decoding.candidates import Workspace
+from ovgen.decoding.row_threads import RowThreads
 from ovgen.engine.batch import ScheduledBatch
 from ovgen.engine.block_manager import BlockManager
 from ovgen.engine.model_runner import ModelRunner
@@ -58,6 +59,7 @@ class Engine:
         self._runner = runner
         self._output_processor = output_processor
         self._workspace = Workspace()
+        self._threads = RowThreads()
         self._builder = RequestBuilder(
             output_processor,
             self._workspace,
@@ -146,7 +148,7 @@ class Engine:
             logits = self._runner.wait(min(_SLICE, max(0.0, time_left)))
             now = self._updated_at = time.perf_counter()
             if logits is not None:
-                selection = select(batch, logits, self._workspace)
+                selection = select(batch, logits, self._workspace, self._threads)
                 self._updated = self._scheduler.update(batch, selection.choices)
                 self._fail(batch, selection)
             take_in()

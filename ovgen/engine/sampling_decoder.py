@@ -26,7 +26,9 @@ class SamplingDecoder:
         self._sampler = Sampler(config) if config.do_sample else None
         self._seed = seed
         self._num_sequences = config.num_return_sequences or 1
-        self.is_greedy = self._sampler is None and reader.is_neutral and config.logprobs is None
+        is_plain = reader.is_neutral and config.logprobs is None and self._num_sequences == 1
+        self.is_greedy = is_plain and self._sampler is None
+        self.nucleus = self._sampler.nucleus if is_plain and self._sampler is not None else None
 
     def select(self, request: Request, rows: Sequence[SampledRow]) -> list[Choice]:
         """See `Decoder.select`."""

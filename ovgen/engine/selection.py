@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from ovgen.decoding import nucleus_rows
 from ovgen.decoding.arrays import Logits
 from ovgen.decoding.candidates import Workspace
 from ovgen.decoding.logprobs import token_logprob
+from ovgen.decoding.random import states_of
+from ovgen.decoding.row_threads import RowThreads
 from ovgen.decoding.sampler import greedy
 from ovgen.engine.batch import ScheduledBatch, ScheduledSequence
 from ovgen.engine.decoder import SampledRow
@@ -23,13 +26,16 @@ class Selection:
     failed: dict[int, OvgenError] = field(default_factory=dict)
 
 
-def select(batch: ScheduledBatch, logits: Logits, workspace: Workspace) -> Selection:
+def select(
+    batch: ScheduledBatch, logits: Logits, workspace: Workspace, threads: RowThreads
+) -> Selection:
     """Choose the next tokens.
 
     Args:
         batch: what was computed.
         logits: its rows [num_logits, vocab] float32, valid until the next step begins.
         workspace: of the engine.
+        threads: of the engine.
     """
     if batch.is_greedy:
         chosen = zip(batch.sampled, greedy(logits), strict=True)
@@ -40,8 +46,10 @@ def select(batch: ScheduledBatch, logits: Logits, workspace: Workspace) -> Selec
                 if item.sequence.finish_reason is None
             }
         )
-    selection = Selection()
+    selection = Selection(_drawn(batch, logits, workspace, threads))
     for request, rows in _rows_to_choose_by(batch, logits, workspace):
+        if request.request_id in selection.choices:
+            continue
         try:
             choices = request.decoder.select(request, rows)
         except OvgenError as exc:
@@ -53,6 +61,30 @@ def select(batch: ScheduledBatch, logits: Logits, workspace: Workspace) -> Selec
         else:
             selection.choices[request.request_id] = choices
     return selection
+
+
+def _drawn(
+    batch: ScheduledBatch, logits: Logits, workspace: Workspace, threads: RowThreads
+) -> dict[int, list[Choice]]:
+    """The rows that can be drawn together; of a single one its decoder is as fast."""
+    places = batch.drawn
+    if len(places) < 2:
+        return {}
+    items = [batch.sampled[place] for place in places]
+    states = states_of(
+        [item.request.seed or 0 for item in items],
+        [item.sequence.index for item in items],
+        [len(item.sequence.output_token_ids) for item in items],
+    )
+    nuclei = [item.request.decoder.nucleus for item in items]
+    rows = logits if len(places) == len(logits) else logits[list(places)]
+    token_ids = nucleus_rows.draw(rows, nuclei, states, workspace, threads)
+    chosen = zip(items, token_ids, strict=True)
+    return {
+        item.request.request_id: [Choice(item.sequence, token_id, item.sequence.index)]
+        for item, token_id in chosen
+        if token_id is not None and item.sequence.finish_reason is None
+    }
 
 
 def _rows_to_choose_by(

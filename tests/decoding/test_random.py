@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ovgen.decoding import random
-from ovgen.decoding.random import SEED_LIMIT, Draws, new_seed
+from ovgen.decoding.random import SEED_LIMIT, Draws, new_seed, states_of, uniforms_of
 
 # The generator's first numbers for the seed 1234567, as in the reference C program's output.
 REFERENCE = [
@@ -64,6 +64,15 @@ def test_the_numbers_are_uniform_across_positions_and_indices():
         assert ((counts - 1000) ** 2 / 1000).sum() < 43.8
         assert min(numbers) >= 0
         assert max(numbers) < 1
+
+
+def test_many_at_once_are_as_each_alone():
+    seeds, indexes, positions = [0, 1, SEED_LIMIT - 1, 77], [0, 3, 2, 1], [0, 5, 99, 1]
+    states = states_of(seeds, indexes, positions)
+    for place, of_one in enumerate(zip(seeds, indexes, positions, strict=True)):
+        draws = Draws(*of_one)
+        for number in range(5):
+            assert uniforms_of(states, number)[place] == draws.uniform()
 
 
 def test_new_seeds_differ_and_fit():

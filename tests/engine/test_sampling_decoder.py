@@ -17,6 +17,7 @@ STRATEGIES = {
     "plain": {},
     "temperature and top-k": {"temperature": 0.7, "top_k": 5},
     "nucleus": {"top_p": 0.8, "min_p": 0.05},
+    "nucleus alone": {"top_k": 0, "top_p": 0.7, "temperature": 1.2},
     "xtc": {"xtc_probability": 0.5, "xtc_threshold": 0.1},
     "mirostat": {"mirostat_tau": 2.0, "mirostat_eta": 0.3},
     "penalties": {"repetition_penalty": 1.3, "frequency_penalty": 0.4},

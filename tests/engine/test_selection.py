@@ -252,3 +252,39 @@ def test_an_interrupt_in_a_processor_is_not_its_failure():
     wanted = continuation(PROMPT, 4, lambda t: int(SCRIPT(t).argmax()))
     assert list(served.finish(request).token_ids) == wanted
     assert calls == [20, 21, 22, 22, 23]
+
+
+def test_of_rows_drawn_together_one_that_overflows_fails_alone():
+    def overflowing(token_ids):
+        row = SCRIPT(token_ids)
+        return np.full_like(row, np.nan) if token_ids[0] == 7 and len(token_ids) > 5 else row
+
+    options = DRAWN | {"top_k": 0, "top_p": 0.9, "max_new_tokens": 6, "eos_token_id": ()}
+    prompts = [(4, 5), (7, 5), (9, 5), (3, 5)]
+    alone = [Served(FakeRunner(SCRIPT)).generate(prompt, **options) for prompt in prompts]
+    served = Served(FakeRunner(overflowing, max_running_requests=4))
+    requests = [served.add(prompt, **options) for prompt in prompts]
+    with pytest.raises(RequestError, match="the logits hold nan"):
+        served.finish(requests[1])
+    for place in (0, 2, 3):
+        assert served.finish(requests[place]).outputs == alone[place].outputs
+    assert max(map(len, served.runner.batches)) == 4
+    served.assert_empty()
+
+
+def test_rows_drawn_together_are_drawn_as_alone():
+    """Some of a batch's requests draw from the whole or by top-p, others in another way."""
+    whole = {"top_k": 0}
+    kinds = [{"top_p": 0.9}, {"top_k": 5}, {"temperature": 0.7}, {"min_p": 0.1}, {}]
+    options = [
+        DRAWN | whole | kinds[number % 5] | {"seed": number, "max_new_tokens": 4 + number % 3}
+        for number in range(12)
+    ]
+    prompts = [(number + 1, 40) for number in range(12)]
+    alone = [
+        Served(FakeRunner(SCRIPT)).generate(prompt, **one).outputs
+        for prompt, one in zip(prompts, options, strict=True)
+    ]
+    served = Served(FakeRunner(SCRIPT, max_running_requests=12))
+    requests = [served.add(p, **one) for p, one in zip(prompts, options, strict=True)]
+    assert [served.finish(request).outputs for request in requests] == alone
