@@ -9,7 +9,7 @@ from pathlib import Path
 from ovgen.errors import ConfigError
 from ovgen.model.loader import MODEL_NAME
 
-EXPORT_VERSION = 2  # a higher one has models exported again
+EXPORT_VERSION = 3  # a higher one has models exported again
 
 
 def resolve_folder(
