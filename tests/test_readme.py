@@ -156,12 +156,12 @@ def test_the_table_of_export_options_has_the_defaults() -> None:
         EXPERT_INT8_GROUP,
         INT4_GROUP,
         INT8_GROUP,
-        OUTER_INT8_GROUP,
+        SMALL_INT8_GROUP,
     )
 
     assert EXPERT_INT8_GROUP == INT4_GROUP
     defaults = re.findall(r"\d+", prose("share a scale (by default ", "; -1 for a row)"))
-    groups = (INT8_GROUP, 8, OUTER_INT8_GROUP, INT4_GROUP, 4)
+    groups = (INT8_GROUP, 8, SMALL_INT8_GROUP, INT4_GROUP, 4)
     assert defaults == [str(number) for number in groups]
     (override,) = re.findall(r"`'(\S+=\S+)'`", README)
     arguments = make_parser().parse_args(["export", "a", "b", "--override", override])

@@ -18,7 +18,8 @@ def add_weight_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="neighbours along a row that share a scale, -1 for a whole row "
-        "(default: 64 in 8 bits, 32 in the first and last block, 128 in 4 bits and for experts)",
+        "(default: 64 in 8 bits, 32 in the last block and for "
+        "queries, keys and values, 128 in 4 bits and for experts)",
     )
     group.add_argument(
         "--ratio",

@@ -80,7 +80,7 @@ def test_options_have_an_effect_through_an_override() -> None:
     config = CompressionConfig(overrides=four_bits, group_size=32, scale_search=False)
     found = formats(config)
     assert found["model.layers.1.mlp.down_proj.weight"] == "int4_sym 32"
-    assert found["model.layers.1.self_attn.q_proj.weight"] == "int8_sym 64"
+    assert found["model.layers.1.self_attn.o_proj.weight"] == "int8_sym 64"
 
 
 def test_the_group_size_goes_with_an_override_in_eight_bits() -> None:
@@ -104,14 +104,38 @@ def test_all_layers() -> None:
     assert set(found.values()) == {"int4_asym 32"}
 
 
-def test_the_outer_blocks_have_smaller_groups() -> None:
+def test_the_last_block_has_smaller_groups() -> None:
     found = formats(CompressionConfig(mode="int8_sym"))
     groups = [found[f"model.layers.{i}.mlp.down_proj.weight"] for i in range(LAYERS)]
-    assert groups == ["int8_sym 32", "int8_sym 64", "int8_sym 64", "int8_sym 32"]
+    assert groups == ["int8_sym 64", "int8_sym 64", "int8_sym 64", "int8_sym 32"]
     assert set(formats(CompressionConfig(mode="int8_sym", group_size=-1)).values()) == {
         "int8_sym 64",
         "int8_sym 128",
     }
+
+
+def test_queries_and_keys_have_smaller_groups() -> None:
+    found = formats(CompressionConfig(mode="int8_sym"))
+    inner = {name.split(".")[-2]: fmt for name, fmt in found.items() if ".layers.1." in name}
+    assert {name for name, fmt in inner.items() if fmt == "int8_sym 32"} == {"q_proj", "k_proj"}
+    assert set(inner.values()) == {"int8_sym 32", "int8_sym 64"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "self_attn.v_proj",
+        "self_attn.qkv_proj",
+        "self_attention.query_key_value",
+        "attn.c_attn",
+        "attn.Wqkv",
+    ],
+)
+def test_attention_has_smaller_groups_by_any_name(name: str) -> None:
+    names = (f"h.1.{name}.weight", "h.0.w.weight", "h.2.w.weight")
+    checkpoint = ArrayCheckpoint.of(*(tensor(each, 4, 128) for each in names))
+    plan = CompressionPlan(CompressionConfig(mode="int8_sym"), checkpoint)
+    assert plan.format(checkpoint.tensors[names[0]]).group == 32
 
 
 @pytest.mark.parametrize(
