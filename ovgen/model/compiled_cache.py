@@ -15,11 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import openvino as ov
 
 from ovgen.engine_config import EngineConfig
+from ovgen.model.mapped_weights import MappedWeights
 
 _VERSION = 4  # of the file's layout and of the graph passes
 _MAX_AGE = 60 * 24 * 3600.0  # seconds since the last use
@@ -30,7 +29,7 @@ class CachedModel(NamedTuple):
     """A compiled model and the mapping that its weights are in, to be kept as long as the model."""
 
     compiled: ov.CompiledModel
-    blob: npt.NDArray[np.uint8]
+    blob: MappedWeights
 
 
 class CompiledCache:
@@ -135,10 +134,8 @@ def _read(core: ov.Core, path: Path, device: str) -> tuple[CachedModel, int]:
         header = json.loads(file.read(_HEADER_SIZE))
     if header["size"] != path.stat().st_size - _HEADER_SIZE:
         raise ValueError(f"{path} was not written whole")
-    # Copy on write: OpenVINO takes no read-only memory, and writes none of it.
-    blob = np.asarray(np.memmap(path, np.uint8, "c", offset=_HEADER_SIZE))
-    tensor = ov.Tensor(blob, shared_memory=True)
-    compiled = core.import_model(tensor, device, header["properties"])
+    blob = MappedWeights(path, _HEADER_SIZE)
+    compiled = core.import_model(blob.tensor, device, header["properties"])
     with contextlib.suppress(OSError):
         os.utime(path)  # used today
     return CachedModel(compiled, blob), int(header["num_parts"])

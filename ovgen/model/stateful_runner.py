@@ -8,6 +8,7 @@ PagedAttention, and for a single request from a cached compilation.
 from __future__ import annotations
 
 from collections.abc import Sequence as Tokens
+from contextlib import ExitStack
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from ovgen.errors import UnsupportedModelError
 from ovgen.model.device_errors import device_error
 from ovgen.model.inference import Inference
 from ovgen.model.input_tensors import InputTensors, Values
+from ovgen.model.mapped_weights import MappedWeights
 from ovgen.model.sampled_tokens import SAMPLED_TOKENS
 
 _CACHE_POSITION = "cache_position"
@@ -35,13 +37,13 @@ class StatefulRunner:
     """Implements the engine's ModelRunner over one infer request.
 
     Args:
-        blob: whatever the compiled model's weights are in; kept as long as it is.
         compiled: a stateful decoder with the input ``input_ids`` [batch, tokens] and, where the
             graph has them, ``attention_mask`` [batch, past + tokens], ``position_ids``
             [batch, tokens], ``beam_idx`` [batch] and ``sampled_tokens_indices`` [num]; its first
             output are the logits. A graph with ``cache_position`` is recurrent (Mamba): its states
             are no KV cache, and its mask is that of the step's own tokens.
-        blobs: what the model needs in memory as long as it is in use.
+        blobs: what the model was read from, kept as long as it is in use; in the first step the
+            device packs the weights, and their pages are dropped meanwhile.
         head: makes the logits, where the first output are hidden states.
 
     Raises:
@@ -55,7 +57,7 @@ class StatefulRunner:
     def __init__(
         self,
         compiled: ov.CompiledModel,
-        blobs: object = None,
+        blobs: Tokens[MappedWeights] = (),
         *,
         head: ov.CompiledModel | None = None,
     ) -> None:
@@ -69,6 +71,7 @@ class StatefulRunner:
         self._inference = Inference(request, head.create_infer_request() if head else None)
         self._tensors = InputTensors(request)
         self._blobs = blobs
+        self._dropping: ExitStack | None = ExitStack()  # until the first step is over
         is_recurrent = _CACHE_POSITION in self._inputs
         self._conv_kernel = _conv_kernel(request) if is_recurrent else None
         self._batch: ScheduledBatch | None = None
@@ -103,6 +106,9 @@ class StatefulRunner:
         except RuntimeError as exc:
             raise device_error(exc) from exc
         self._batch = batch
+        if self._dropping is not None:
+            for blob in self._blobs:
+                self._dropping.enter_context(blob.dropping_pages())
         self._inference.start()
 
     def wait(self, timeout: float) -> npt.NDArray[np.float32] | None:
@@ -112,6 +118,7 @@ class StatefulRunner:
         logits = self._inference.wait(timeout)  # [rows, tokens, vocab]
         if logits is None:
             return None
+        self._stop_dropping()
         batch, self._batch = self._batch, None
         counts = {item.num_logits for item in batch.scheduled}
         if len(counts) == 1:
@@ -128,8 +135,14 @@ class StatefulRunner:
         """Let go of the infer request, and with it of the KV cache."""
         self.reset()
         self._inference.close()
-        self._batch = self._blobs = None
+        self._stop_dropping()
+        self._batch, self._blobs = None, ()
         self._tensors.close()
+
+    def _stop_dropping(self) -> None:
+        if self._dropping is not None:
+            self._dropping.close()
+            self._dropping = None
 
     def _set_inputs(self, batch: ScheduledBatch) -> None:
         """Write the inputs of a batch; from here on the rows are those of the batch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from ovgen.engine.sequence import Request, Sequence
 from ovgen.engine_config import EngineConfig
 from ovgen.errors import DeviceError, UnsupportedModelError
 from ovgen.llm import LLM
+from ovgen.model.compiled_cache import CompiledCache
 from ovgen.model.loader import load_model
+from ovgen.model.mapped_weights import MappedWeights
 from ovgen.model.stateful_runner import StatefulRunner
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny"
@@ -278,14 +281,38 @@ def test_a_step_that_the_device_cannot_compute():
     runner.close()
 
 
-def test_close_lets_everything_go():
-    class Blob:
-        pass
+def test_pages_of_a_cached_model_are_dropped_in_the_first_step_only(tmp_path: Path):
+    cache = CompiledCache(tmp_path)
+    fresh = StatefulRunner(load_model(LLAMA, EngineConfig(), cache).compiled)
+    loaded = load_model(LLAMA, EngineConfig(), cache)
+    assert loaded.blobs
+    runner = StatefulRunner(loaded.compiled, loaded.blobs)
+    for blob in loaded.blobs:
+        assert resident(blob.tensor.data) > 0
+    for number in range(2):
+        expected = run(fresh, make_request(number))
+        np.testing.assert_array_equal(run(runner, make_request(number)), expected)
+        sizes = [resident(blob.tensor.data) for blob in loaded.blobs]
+        assert bool(sum(sizes)) == bool(number), "tables are read again"
+    runner.close()
 
+
+def resident(array: np.ndarray) -> int:
+    """Bytes in memory of the mapping that an array begins in."""
+    address, is_its = array.ctypes.data, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            is_its = int(found[1], 16) <= address < int(found[2], 16)
+        elif is_its and line.startswith("Rss:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def test_close_lets_everything_go():
     loaded = load_model(LLAMA, EngineConfig(), None)
-    blob = Blob()
+    blob = MappedWeights(LLAMA / "openvino_model.bin")
     gone = weakref.ref(blob)
-    runner = StatefulRunner(loaded.compiled, blob)
+    runner = StatefulRunner(loaded.compiled, (blob,))
     request = weakref.ref(runner._inference.request)
     runner.start(next_batch(make_request(0)))
     del loaded, blob
