@@ -20,7 +20,7 @@ import openvino as ov
 from ovgen.engine_config import EngineConfig
 from ovgen.model.mapped_weights import MappedWeights
 
-_VERSION = 4  # of the file's layout and of the graph passes
+_VERSION = 5  # of the file's layout and of the graph passes
 _MAX_AGE = 60 * 24 * 3600.0  # seconds since the last use
 _HEADER_SIZE = 4096  # a page, so that the blob behind it can be mapped
 

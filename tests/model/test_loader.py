@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -88,6 +89,21 @@ def test_in_bfloat16_the_head_stays_in_float32(is_paged: bool):
     assert properties_of(loaded.compiled)[0] == ov.Type.bf16
     assert properties_of(loaded.head)[0] == ov.Type.f32
     assert loaded.vocab_size == 320
+
+
+@pytest.mark.parametrize(("asked", "found"), [(None, ov.Type.f16), ("u8", ov.Type.u8)])
+def test_in_bfloat16_a_stateful_cache_is_in_half_precision(
+    tmp_path: Path, asked: str | None, found: ov.Type
+):
+    folder = Path(shutil.copytree(LLAMA, tmp_path / "llama"))
+    xml = folder / "openvino_model.xml"
+    graph = re.sub("<runtime_options>.*</runtime_options>", "", xml.read_text(), flags=re.DOTALL)
+    xml.write_text(graph)
+    properties = {"INFERENCE_PRECISION_HINT": "bf16"}
+    loaded = load(folder, properties=properties, kv_cache_precision=asked)
+    assert properties_of(loaded.compiled)[1] == found
+    plain = load(folder, properties={"INFERENCE_PRECISION_HINT": "f32"})
+    assert properties_of(plain.compiled)[1] == ov.Type.u8
 
 
 @pytest.mark.usefixtures("plain_x86")
