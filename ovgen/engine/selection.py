@@ -17,6 +17,8 @@ from ovgen.engine.decoder import SampledRow
 from ovgen.engine.sequence import Choice, Request
 from ovgen.errors import OvgenError, RequestError
 
+_FEWEST = 8  # rows that are drawn together sooner than one by one
+
 
 @dataclass(slots=True)
 class Selection:
@@ -66,9 +68,9 @@ def select(
 def _drawn(
     batch: ScheduledBatch, logits: Logits, workspace: Workspace, threads: RowThreads
 ) -> dict[int, list[Choice]]:
-    """The rows that can be drawn together; of a single one its decoder is as fast."""
+    """The rows that can be drawn together."""
     places = batch.drawn
-    if len(places) < 2:
+    if len(places) < _FEWEST:
         return {}
     items = [batch.sampled[place] for place in places]
     states = states_of(

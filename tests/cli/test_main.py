@@ -51,6 +51,23 @@ def test_a_run_sends_no_telemetry(ir):
     assert not any(name.startswith(converter) for name in imported)
 
 
+@pytest.mark.parametrize(
+    ("call", "before", "after"), [("main()", None, "1"), ("main()", "3", "3"), ("main([])", "", "")]
+)
+def test_only_the_program_itself_keeps_numpy_to_one_thread(call, before, after):
+    program = (
+        "import os, sys\nfrom ovgen.cli import main as module\n"
+        "module._leave = lambda code: None\nsys.argv = ['ovgen', '--version']\n"
+        f"module.{call}\nprint(os.environ.get('OPENBLAS_NUM_THREADS', ''))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
+    environment |= {"OPENBLAS_NUM_THREADS": before} if before else {}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
+    assert done.stdout.split("\n")[-2] == after
+
+
 def test_version(cli):
     assert cli("--version").text() == f"ovgen {ovgen.__version__}\n"
 
