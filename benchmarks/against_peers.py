@@ -106,6 +106,8 @@ def main() -> None:
     parser.add_argument("--llama-cpp", help="interpreter with llama-cpp-python")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
+    # Packages that are installed have bytecode, and ovgen shall have it from its second start on.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     folder, gguf = str(resolve_folder(MODEL)), str(resolve_model(MODEL).path)
     paths = [folder, gguf]
     engines = [Engine("ovgen", sys.executable, OVGEN, ["-m", "ovgen", "run", MODEL, QUESTION])]

@@ -122,9 +122,12 @@ def _find(name: str, kind: Kind, python: str) -> Engine | None:
 
 
 def environment(python: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a worker: this one's, but for what speaks of this interpreter alone."""
-    foreign = () if python == sys.executable else ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    kept = {key: value for key, value in os.environ.items() if key not in foreign}
+    """The environment of a worker: this one's, but for what speaks of this interpreter alone, and
+    with bytecode kept, as that of installed packages is."""
+    left_out = {"PYTHONDONTWRITEBYTECODE"}
+    if python != sys.executable:
+        left_out |= {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
+    kept = {key: value for key, value in os.environ.items() if key not in left_out}
     # Everything it needs is on this machine by now.
     return {**kept, "HF_HUB_OFFLINE": "1", **(more or {})}
 

@@ -40,19 +40,26 @@ def top_indices(row: Logits, k: int) -> Indices:
 
 
 def highest(row: Logits, k: int) -> Indices:
-    """Indices, ascending, of the k highest values and of all that equal the last of them."""
+    """Indices, ascending, of the k highest values and of all that equal the last of them; of all
+    values where one is no number, which is for those to find who compute with them."""
     if k >= len(row):
         return np.arange(len(row))
     (candidates,) = (row >= _lower_bound(row, k)).nonzero()
+    if not len(candidates):
+        return np.arange(len(row))
     values = row[candidates]
     return candidates[values >= np.partition(values, len(values) - k)[len(values) - k]]
 
 
 def _lower_bound(row: Logits, k: int) -> np.float32:
-    """A value that at least k of the row's reach."""
+    """A value that at least k of the row's reach; not a number where any of them is none."""
     width = len(row) // _NUM_SLICES
-    if width < 2 * k:
-        return np.partition(row, len(row) - k)[len(row) - k]
-    # Slices across the row, for numpy takes maxima over the first axis a vector at a time.
-    maxima = row[: width * _NUM_SLICES].reshape(_NUM_SLICES, width).max(axis=0)
-    return np.partition(maxima, width - k)[width - k]
+    if width >= 2 * k:
+        # Slices across the row, for numpy takes maxima over the first axis a vector at a time.
+        sliced, rest = np.split(row, [width * _NUM_SLICES])
+        row = sliced.reshape(_NUM_SLICES, width).max(axis=0)
+        if np.isnan(rest).any():
+            return np.float32(np.nan)
+    kth = len(row) - k
+    highest_values = np.partition(row, kth)[kth:]  # with what is no number, if anything
+    return np.float32(np.nan) if np.isnan(highest_values.max()) else highest_values[0]

@@ -63,10 +63,12 @@ def test_what_is_no_interpreter(tmp_path):
 def test_environment(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/a")
     monkeypatch.setenv("HOME", "/b")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     own = environment(sys.executable, {"OVGEN_HOME": "/c"})
     assert (own["PYTHONPATH"], own["HOME"], own["OVGEN_HOME"]) == ("/a", "/b", "/c")
     peers = environment("/d/python")
     assert "PYTHONPATH" not in peers
+    assert "PYTHONDONTWRITEBYTECODE" not in own | peers
     assert (peers["HOME"], peers["HF_HUB_OFFLINE"]) == ("/b", "1")
 
 

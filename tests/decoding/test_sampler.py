@@ -34,9 +34,11 @@ def test_infinities():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_logits_that_are_no_numbers_are_an_error(value: float):
-    row = np.zeros(1000, np.float32)
-    row[500] = value
-    sampler = Sampler(GenerationConfig(do_sample=True, top_p=0.9, top_k=0).resolve())
+@pytest.mark.parametrize("top_k", [0, 50])
+@pytest.mark.parametrize("size", [60, 1000, 40_000])
+def test_logits_that_are_no_numbers_are_an_error(value: float, top_k: int, size: int):
+    row = np.zeros(size, np.float32)
+    row[size // 2] = value
+    sampler = Sampler(GenerationConfig(do_sample=True, top_p=0.9, top_k=top_k).resolve())
     with pytest.raises(RequestError, match=f"the logits hold {value}: the model or a logits"):
         sampler.sample(row, Workspace(), Draws(0, 0, 0), may_forbid=False)
