@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _MAX_SEQS = 256
 _STATEFUL_BUDGET = 8192  # its attention is slow where many new tokens meet a past
-_PAGED_BUDGET = 256  # more is no faster, and takes more memory
+_PAGED_BUDGET = 512  # more is no faster, and takes more memory
 
 
 class PagingWarning(UserWarning):
@@ -73,7 +73,7 @@ class Backends:
     def stateful(self) -> Backend:
         """One request at a time; the KV cache is in the graph."""
         loaded = load_model(self._folder, self._config, self._cache)
-        runner = StatefulRunner(loaded.compiled, loaded.blobs, head=loaded.head)
+        runner = StatefulRunner(loaded.compiled, loaded.weights, head=loaded.head)
         budget = self._config.token_budget or _STATEFUL_BUDGET
         return _backend(runner, min(budget, runner.max_batch_tokens or budget), loaded)
 

@@ -57,15 +57,15 @@ class LoadedModel:
     Attributes:
         compiled: the model, or its body, whose output are hidden states.
         head: makes logits of them; None where ``compiled`` does so itself.
-        blobs: the mappings that models from the cache have their weights in: they must outlive
-            them.
+        weights: the mappings of the file's weights, or of those from the cache; they must outlive
+            the models.
         context_length: most tokens of a sequence.
         vocab_size: of the logits.
     """
 
     compiled: ov.CompiledModel
     head: ov.CompiledModel | None
-    blobs: tuple[MappedWeights, ...]
+    weights: tuple[MappedWeights, ...]
     context_length: int
     vocab_size: int
 
@@ -135,16 +135,20 @@ def load_model(folder: Path, config: EngineConfig, cache: CompiledCache | None) 
     cached = cache.load(CORE, source.xml, source.config) if cache else None
     if cached:
         parts = [part.compiled for part in cached]
-        blobs = tuple(part.blob for part in cached)
+        weights = tuple(part.blob for part in cached)
     else:
-        parts, blobs = _compiled_parts(source, cache), ()
+        weights = (map_weights(source),)
+        with weights[0].dropping_pages():
+            parts = _compiled_parts(source, weights[0], cache)
     body, head = parts if len(parts) == 2 else (parts[0], None)
-    return LoadedModel(body, head, blobs, source.context_length, source.vocab_size(parts[-1]))
+    return LoadedModel(body, head, weights, source.context_length, source.vocab_size(parts[-1]))
 
 
-def _compiled_parts(source: Source, cache: CompiledCache | None) -> list[ov.CompiledModel]:
+def _compiled_parts(
+    source: Source, weights: MappedWeights, cache: CompiledCache | None
+) -> list[ov.CompiledModel]:
     """The model; or its body and its head, where its logits would come in bfloat16 else."""
-    model = read_ir(CORE, source.xml)  # mapped by OpenVINO
+    model = read_ir(CORE, source.xml, weights)
     prepare(model, source.config)
     gather_sampled_tokens(model)
     properties = load_properties(CORE, source.config, model)
@@ -160,6 +164,19 @@ def _compiled_parts(source: Source, cache: CompiledCache | None) -> list[ov.Comp
     if cache:
         cache.store(CORE, compiled, source.xml, source.config, [own for _, own in wanted])
     return compiled
+
+
+def map_weights(source: Source) -> MappedWeights:
+    """The weights of an IR.
+
+    Raises:
+        ModelFormatError: their file cannot be read.
+    """
+    path = source.xml.with_suffix(".bin")
+    try:
+        return MappedWeights(path)
+    except OSError as exc:
+        raise ModelFormatError(f"{path} cannot be read: {exc.strerror or exc}") from exc
 
 
 def prepare(model: ov.Model, config: EngineConfig) -> None:

@@ -11,7 +11,6 @@ import openvino as ov
 from openvino import opset15 as op
 
 from ovgen.engine_config import EngineConfig
-from ovgen.errors import ModelFormatError
 from ovgen.model.graph_passes import copy_runtime_options, page_attention
 from ovgen.model.kv_cache import BlockLayout, KVCache, block_layouts
 from ovgen.model.kv_cache_size import kv_cache_blocks
@@ -22,6 +21,7 @@ from ovgen.model.loader import (
     has_own_head,
     head_properties,
     load_properties,
+    map_weights,
     prepare,
     read_ir,
 )
@@ -73,7 +73,7 @@ def load_paged_model(
         ModelNotFoundError, ModelFormatError, DeviceError, ConfigError: as of `load_model`.
     """
     source = Source.of(folder, config)
-    weights = _mapped(source.xml.with_suffix(".bin"))
+    weights = map_weights(source)
     model = read_ir(CORE, source.xml, weights)
     prepare(model, source.config)
     page_attention(model)
@@ -105,13 +105,6 @@ def _compiled(
     if head is not None:
         join_head(model, head)  # outside the bodies, whose output is copied
     return compile_graph(source, model, properties), None
-
-
-def _mapped(path: Path) -> MappedWeights:
-    try:
-        return MappedWeights(path)
-    except OSError as exc:
-        raise ModelFormatError(f"{path} cannot be read: {exc.strerror or exc}") from exc
 
 
 def _layouts(source: Source, model: ov.Model, properties: Mapping[str, Any]) -> list[BlockLayout]:

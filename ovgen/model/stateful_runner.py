@@ -42,7 +42,7 @@ class StatefulRunner:
             [batch, tokens], ``beam_idx`` [batch] and ``sampled_tokens_indices`` [num]; its first
             output are the logits. A graph with ``cache_position`` is recurrent (Mamba): its states
             are no KV cache, and its mask is that of the step's own tokens.
-        blobs: what the model was read from, kept as long as it is in use; in the first step the
+        weights: what the model was read from, kept as long as it is in use; in the first step the
             device packs the weights, and their pages are dropped meanwhile.
         head: makes the logits, where the first output are hidden states.
 
@@ -57,7 +57,7 @@ class StatefulRunner:
     def __init__(
         self,
         compiled: ov.CompiledModel,
-        blobs: Tokens[MappedWeights] = (),
+        weights: Tokens[MappedWeights] = (),
         *,
         head: ov.CompiledModel | None = None,
     ) -> None:
@@ -70,7 +70,7 @@ class StatefulRunner:
         request = compiled.create_infer_request()
         self._inference = Inference(request, head.create_infer_request() if head else None)
         self._tensors = InputTensors(request)
-        self._blobs = blobs
+        self._weights = weights
         self._dropping: ExitStack | None = ExitStack()  # until the first step is over
         is_recurrent = _CACHE_POSITION in self._inputs
         self._conv_kernel = _conv_kernel(request) if is_recurrent else None
@@ -107,8 +107,8 @@ class StatefulRunner:
             raise device_error(exc) from exc
         self._batch = batch
         if self._dropping is not None:
-            for blob in self._blobs:
-                self._dropping.enter_context(blob.dropping_pages())
+            for weights in self._weights:
+                self._dropping.enter_context(weights.dropping_pages())
         self._inference.start()
 
     def wait(self, timeout: float) -> npt.NDArray[np.float32] | None:
@@ -136,7 +136,7 @@ class StatefulRunner:
         self.reset()
         self._inference.close()
         self._stop_dropping()
-        self._batch, self._blobs = None, ()
+        self._batch, self._weights = None, ()
         self._tensors.close()
 
     def _stop_dropping(self) -> None:

@@ -91,7 +91,7 @@ def check_paging(folder: Path, device: str) -> Verdict:
 def _difference(folder: Path, config: EngineConfig) -> str | None:
     try:
         loaded = load_model(folder, config, None)
-        stateful = StatefulRunner(loaded.compiled)
+        stateful = StatefulRunner(loaded.compiled, loaded.weights)
         lengths = [min(n, loaded.context_length) for n in (_long(folder), _LENGTHS[1])]
         rng = np.random.default_rng(0)
         prompts = [tuple(rng.integers(0, loaded.vocab_size, n).tolist()) for n in lengths]

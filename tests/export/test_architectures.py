@@ -94,7 +94,7 @@ def check_logits(runner: StatefulRunner | PagedRunner, name: str) -> None:
 def test_transformers_logits(exported: tuple[str, Path]):
     name, folder = exported
     loaded = load_model(folder, EngineConfig(precision="exact"), None)
-    check_logits(StatefulRunner(loaded.compiled), name)
+    check_logits(StatefulRunner(loaded.compiled, loaded.weights), name)
 
 
 def test_transformers_tokens_on_the_stateful_graph(exported: tuple[str, Path]):
@@ -124,7 +124,9 @@ def test_half_precision_in_several_files(name: str, dtype: str, tmp_path: Path):
     write_ir(source, tmp_path, "exact")
     (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
     loaded = load_model(tmp_path, EngineConfig(precision="exact"), None)
-    found = logits_after(StatefulRunner(loaded.compiled), records()[name].prompts[0], 0)
+    found = logits_after(
+        StatefulRunner(loaded.compiled, loaded.weights), records()[name].prompts[0], 0
+    )
     np.testing.assert_allclose(found, tiny_checkpoints.logits(name)[1], atol=1e-4, rtol=0)
 
 

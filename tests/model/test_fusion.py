@@ -442,7 +442,8 @@ def logits(folder: Path, *, is_paged: bool) -> list[np.ndarray]:
     if is_paged:
         paged = PagedRunner(load_paged_model(folder, config, 59), max_running_requests=2)
         return trust._together(paged, prompts)
-    runner = StatefulRunner(load_model(folder, config, None).compiled)
+    loaded = load_model(folder, config, None)
+    runner = StatefulRunner(loaded.compiled, loaded.weights)
     return [trust._alone(runner, number, prompt) for number, prompt in enumerate(prompts)]
 
 

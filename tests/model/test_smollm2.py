@@ -41,7 +41,7 @@ def load_runner(folder: Path, config: EngineConfig, *, is_paged: bool = False) -
     if is_paged:
         return PagedRunner(load_paged_model(folder, config, 32), max_running_requests=1)
     loaded = load_model(folder, config, None)
-    return StatefulRunner(loaded.compiled, head=loaded.head)
+    return StatefulRunner(loaded.compiled, loaded.weights, head=loaded.head)
 
 
 def all_log_probs(runner: Runner, windows: np.ndarray) -> np.ndarray:

@@ -87,7 +87,7 @@ def logits_of(config: EngineConfig, is_paged: bool) -> np.ndarray:
         runner = PagedRunner(model, max_running_requests=1)
     else:
         loaded = load_model(TINY / "llama", config, None)
-        runner = StatefulRunner(loaded.compiled, head=loaded.head)
+        runner = StatefulRunner(loaded.compiled, loaded.weights, head=loaded.head)
     sequence = Sequence(0, tuple(range(10, 30)))
     sequence.block_table = [2]
     request = Request(0, sequence.prompt_token_ids, 4, frozenset(), None, [sequence])

@@ -22,8 +22,7 @@ from ovgen.engine_config import EngineConfig
 from ovgen.errors import DeviceError, UnsupportedModelError
 from ovgen.llm import LLM
 from ovgen.model.compiled_cache import CompiledCache
-from ovgen.model.loader import load_model
-from ovgen.model.mapped_weights import MappedWeights
+from ovgen.model.loader import LoadedModel, load_model
 from ovgen.model.stateful_runner import StatefulRunner
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny"
@@ -33,13 +32,13 @@ PROMPT = (5, 6, 7, 8, 9)
 
 
 @pytest.fixture(scope="module")
-def compiled() -> ov.CompiledModel:
-    return load_model(LLAMA, EngineConfig(precision="exact"), None).compiled
+def loaded() -> LoadedModel:
+    return load_model(LLAMA, EngineConfig(precision="exact"), None)
 
 
 @pytest.fixture
-def runner(compiled: ov.CompiledModel) -> StatefulRunner:
-    return StatefulRunner(compiled)
+def runner(loaded: LoadedModel) -> StatefulRunner:
+    return StatefulRunner(loaded.compiled, loaded.weights)
 
 
 def make_request(request_id: int, prompt: tuple[int, ...] = PROMPT) -> Request:
@@ -131,7 +130,7 @@ class Rows:
 @pytest.fixture(scope="module", params=NAMES)
 def any_runner(request: pytest.FixtureRequest) -> StatefulRunner:
     loaded = load_model(TINY / request.param, EngineConfig(precision="exact"), None)
-    return StatefulRunner(loaded.compiled, loaded.blobs)
+    return StatefulRunner(loaded.compiled, loaded.weights)
 
 
 REQUEST_IDS = itertools.count(1)
@@ -218,7 +217,7 @@ def test_several_joins(runner: StatefulRunner):
 @pytest.mark.parametrize("name", ["llama", "gpt2", "llama_no_beam_idx"])
 def test_rows_ask_for_logits_of_some_of_their_last_tokens(name: str):
     loaded = load_model(TINY / name, EngineConfig(precision="exact"), None)
-    runner = StatefulRunner(loaded.compiled)
+    runner = StatefulRunner(loaded.compiled, loaded.weights)
     rows = Rows(runner, next(REQUEST_IDS))
     long, short = rows.new(*LONG), rows.new(*SHORT)
     first = rows.step(7, long, num_logits=(3,))
@@ -283,16 +282,18 @@ def test_a_step_that_the_device_cannot_compute():
 
 def test_pages_of_a_cached_model_are_dropped_in_the_first_step_only(tmp_path: Path):
     cache = CompiledCache(tmp_path)
-    fresh = StatefulRunner(load_model(LLAMA, EngineConfig(), cache).compiled)
+    first = load_model(LLAMA, EngineConfig(), cache)
+    fresh = StatefulRunner(first.compiled, first.weights)
     loaded = load_model(LLAMA, EngineConfig(), cache)
-    assert loaded.blobs
-    runner = StatefulRunner(loaded.compiled, loaded.blobs)
-    for blob in loaded.blobs:
+    (file,) = tmp_path.iterdir()
+    assert sum(len(each.tensor.data) for each in loaded.weights) < file.stat().st_size
+    runner = StatefulRunner(loaded.compiled, loaded.weights)
+    for blob in loaded.weights:
         assert resident(blob.tensor.data) > 0
     for number in range(2):
         expected = run(fresh, make_request(number))
         np.testing.assert_array_equal(run(runner, make_request(number)), expected)
-        sizes = [resident(blob.tensor.data) for blob in loaded.blobs]
+        sizes = [resident(blob.tensor.data) for blob in loaded.weights]
         assert bool(sum(sizes)) == bool(number), "tables are read again"
     runner.close()
 
@@ -310,12 +311,11 @@ def resident(array: np.ndarray) -> int:
 
 def test_close_lets_everything_go():
     loaded = load_model(LLAMA, EngineConfig(), None)
-    blob = MappedWeights(LLAMA / "openvino_model.bin")
-    gone = weakref.ref(blob)
-    runner = StatefulRunner(loaded.compiled, (blob,))
+    gone = weakref.ref(loaded.weights[0])
+    runner = StatefulRunner(loaded.compiled, loaded.weights)
     request = weakref.ref(runner._inference.request)
     runner.start(next_batch(make_request(0)))
-    del loaded, blob
+    del loaded
     runner.close()
     runner.close()
     gc.collect()

@@ -66,7 +66,7 @@ def test_transformers_logits(name: str):
     with np.load(TESTS / "data" / "tiny_models.npz") as records:
         wanted = records[name]
     loaded = load_model(TINY / name, EngineConfig(precision="exact"), None)
-    runner = StatefulRunner(loaded.compiled)
+    runner = StatefulRunner(loaded.compiled, loaded.weights)
     for number, prompt in enumerate(RECORDS[name]["prompts"]):
         logits = logits_after(runner, prompt, number)
         assert logits.dtype == np.float32
