@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
+from ovgen.errors import ConfigError
+
 _KEYS, _VALUES = "key_cache.", "value_cache."
 
 
@@ -46,6 +48,9 @@ class KVCache:
         layouts: of the tensors.
         num_blocks: blocks to have.
 
+    Raises:
+        ConfigError: the system has no room for so many.
+
     Attributes:
         layouts: of the tensors.
         num_blocks: of each tensor.
@@ -58,7 +63,14 @@ class KVCache:
         self.tensors: dict[str, ov.Tensor] = {}
         self._arrays: list[npt.NDArray[np.uint8]] = []  # [num_blocks, bytes of a layer's block]
         for layout in layouts:
-            array = _zeros(num_blocks * layout.num_bytes).reshape(num_blocks, -1)
+            try:
+                array = _zeros(num_blocks * layout.num_bytes).reshape(num_blocks, -1)
+            except (OSError, OverflowError, MemoryError) as exc:
+                size = num_blocks * bytes_per_block(layouts) / 1e9
+                raise ConfigError(
+                    f"the system has no room for a KV cache of {size:.3g} GB ({exc}): "
+                    "lower kv_cache_size or kv_cache_tokens"
+                ) from exc
             shape = ov.Shape([num_blocks, *layout.shape])
             self.tensors[layout.name] = ov.Tensor(array, shape, layout.element_type)
             self._arrays.append(array)

@@ -74,6 +74,14 @@ def test_the_size_of_the_kv_cache(monkeypatch: pytest.MonkeyPatch):
     assert blocks() == 1
 
 
+@pytest.mark.parametrize("kv_cache_size", [1e6, 1e12])
+def test_a_cache_that_there_is_no_room_for(kv_cache_size: float):
+    backends = made(attention_backend="paged", kv_cache_size=kv_cache_size)
+    wanted = rf"no room for a KV cache of {kv_cache_size:.3g} GB .*: lower kv_cache_size or"
+    with pytest.raises(ConfigError, match=wanted.replace("+", r"\+")):
+        backends.first()
+
+
 def test_blocks_are_copied_read_and_written():
     cache = load_paged_model(TINY / "gpt2", EngineConfig(), 4).kv_cache
     content = [part.copy() for part in cache.read([0, 1])]
