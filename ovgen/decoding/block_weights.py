@@ -41,7 +41,8 @@ class BlockWeights:
         self._logits = logits
         self._factors: Logits = np.divide(1, temperatures, dtype=np.float32)[:, None]
         self._limits = (SAFE * temperatures)[:, None]
-        self._offsets: Logits | None = None  # [rows, 1], taken off the logits
+        self._offsets: Logits = np.zeros((num_rows, 1), np.float32)  # taken off the logits
+        self._has_offsets = False  # any thread may find that there are
         self._workspace = workspace
         self.sums = np.empty((num_rows, -(-size // BLOCK)), np.float32)
         self._rows_of_part = max(1, _PART // size)
@@ -64,7 +65,7 @@ class BlockWeights:
             is_rest = blocks == num_whole
             found[~is_rest] = whole[rows[~is_rest], blocks[~is_rest]]
             found[is_rest, : size - stop] = self._logits[rows[is_rest], stop:]
-        if self._offsets is not None:
+        if self._has_offsets:
             found -= self._offsets[rows]
         return _exp(found, self._factors[rows], found)
 
@@ -76,8 +77,7 @@ class BlockWeights:
         highest = np.maximum.reduce(logits, axis=1, keepdims=True)
         is_safe = abs(highest) <= self._limits[here]
         if not is_safe.all():
-            if self._offsets is None:
-                self._offsets = np.zeros((len(self._logits), 1), np.float32)
+            self._has_offsets = True
             # One that is no number leaves a total that is none.
             self._offsets[here] = np.where(is_safe | ~np.isfinite(highest), 0, highest)
             logits = np.subtract(logits, self._offsets[here], out=out)

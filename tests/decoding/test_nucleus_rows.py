@@ -120,3 +120,30 @@ def test_block_sums_are_those_of_the_weights(vocab: int):
         rest = whole[row, 256 * last[0] :]
         np.testing.assert_allclose(found[: len(rest)], rest, rtol=1e-4)
         assert not found[len(rest) :].any()
+
+
+def test_parts_that_take_something_off_at_the_same_time(monkeypatch: pytest.MonkeyPatch):
+    """Whatever arrays a part makes, the other part is computed in the middle of it."""
+    logits = np.full((4, 1 << 18), 300, np.float32)
+    waiting = []
+
+    class Interleaved(RowThreads):
+        def run(self, work, num_parts):
+            waiting.extend(range(1, num_parts))
+            work(0)
+            while waiting:
+                work(waiting.pop())
+
+    def interrupted(zeros=np.zeros):
+        def make(*arguments, **options):
+            if waiting:
+                weights._compute(waiting.pop())
+            return zeros(*arguments, **options)
+
+        return make
+
+    weights = BlockWeights.__new__(BlockWeights)
+    monkeypatch.setattr(np, "zeros", interrupted())
+    weights.__init__(logits, np.ones(4, np.float32), Workspace(), Interleaved())
+    blocks = weights.of_blocks(np.arange(4), np.zeros(4, int))
+    np.testing.assert_array_equal(blocks, np.ones((4, 256)))
