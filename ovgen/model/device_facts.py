@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ovgen.engine_config import EngineConfig
 from ovgen.errors import ConfigError
+from ovgen.model.compile_properties import load_properties
 from ovgen.model.cpu import has_smt, num_cpus
 from ovgen.model.graph_passes import has_integer_weights, weight_group
 from ovgen.model.loader import (
@@ -16,7 +17,6 @@ from ovgen.model.loader import (
     MODEL_NAME,
     VIRTUAL_DEVICES,
     check_device,
-    load_properties,
     read_ir,
 )
 from ovgen.model.profile import model_digest, this_machine

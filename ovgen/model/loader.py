@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import openvino as ov
 
 from ovgen.engine_config import EngineConfig
-from ovgen.errors import ConfigError, DeviceError, ModelFormatError, ModelNotFoundError
+from ovgen.errors import DeviceError, ModelFormatError, ModelNotFoundError
 from ovgen.generation_file import read_json
+from ovgen.model.compile_properties import (
+    KV_CACHE,
+    has_own_head,
+    head_properties,
+    is_plain_x86,
+    load_properties,
+    refuse_contradictions,
+    with_kv_precision,
+)
 from ovgen.model.compiled_cache import CompiledCache
-from ovgen.model.cpu import has_amx, has_bf16
 from ovgen.model.device_errors import first_line
 from ovgen.model.fusion import fuse_projections
-from ovgen.model.graph_passes import has_integer_weights, weight_group
 from ovgen.model.mapped_weights import MappedWeights
 from ovgen.model.profile import with_profile
 from ovgen.model.sampled_tokens import gather_sampled_tokens
@@ -38,15 +44,6 @@ _CONTEXT_KEYS = (
 )  # fmt: skip
 _UNBOUNDED_CONTEXT = 1 << 20  # for a family without positions, such as Mamba
 
-_PRECISION = "INFERENCE_PRECISION_HINT"
-_KV_CACHE = "KV_CACHE_PRECISION"
-_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
-_EXACT = {
-    _PRECISION: "f32",
-    _KV_CACHE: "f32",
-    _GROUP: "0",
-}
-_DYNAMIC_GROUP = 64
 VIRTUAL_DEVICES = ("AUTO", "MULTI", "HETERO", "BATCH")
 
 
@@ -102,8 +99,8 @@ class Source:
                 )
         context_length = _context_length(folder)
         check_device(CORE, config.device)
-        _refuse_contradictions(config)
-        return cls(xml, with_profile(CORE, folder, _with_kv_precision(config)), context_length)
+        refuse_contradictions(config)
+        return cls(xml, with_profile(CORE, folder, with_kv_precision(config)), context_length)
 
     def vocab_size(self, model: ov.Model | ov.CompiledModel) -> int:
         """The last axis of a model's logits."""
@@ -156,7 +153,7 @@ def _compiled_parts(
     if has_own_head(source.config, properties):
         # In 8 bits all values of a head's key would share a scale here, which costs more than the
         # memory of one sequence is worth: gemma-3's mean KL is 0.0047 so, and 0.0025 with this.
-        properties.setdefault(_KV_CACHE, "f16")
+        properties.setdefault(KV_CACHE, "f16")
         head = split_head(model)
         if head is not None:
             wanted.append((head, head_properties(source.config, properties, head)))
@@ -181,21 +178,8 @@ def map_weights(source: Source) -> MappedWeights:
 
 def prepare(model: ov.Model, config: EngineConfig) -> None:
     """The changes to a graph that pay on any path."""
-    if _is_plain_x86(CORE, config):
+    if is_plain_x86(CORE, config):
         fuse_projections(model)
-
-
-def has_own_head(config: EngineConfig, properties: Mapping[str, Any]) -> bool:
-    """Whether logits would come in bfloat16, if the head were in one graph with the rest."""
-    return config.device == "CPU" and properties.get(_PRECISION) in ("bf16", ov.Type.bf16)
-
-
-def head_properties(
-    config: EngineConfig, properties: Mapping[str, Any], head: ov.Model
-) -> dict[str, Any]:
-    """Of a head on its own, whose body has these."""
-    group = {_GROUP: _quantization_group(head)} if _GROUP in properties else {}
-    return {**properties, **group, **config.properties, _PRECISION: "f32"}
 
 
 def read_ir(core: ov.Core, xml: Path, weights: MappedWeights | None = None) -> ov.Model:
@@ -223,56 +207,6 @@ def compile_graph(
         raise DeviceError(
             f"{device} cannot compile {source.xml} with {dict(properties)}: {first_line(exc)}"
         ) from exc
-
-
-def _refuse_contradictions(config: EngineConfig) -> None:
-    clash = sorted(set(_EXACT) & set(config.properties))
-    if config.precision == "exact" and clash:
-        raise ConfigError(
-            f"precision='exact' sets {clash[0]} itself; leave it out of the properties"
-        )
-
-
-def load_properties(core: ov.Core, config: EngineConfig, model: ov.Model) -> dict[str, Any]:
-    """The compile properties: the precision's, and over them the caller's own.
-
-    On x86 weights of integers are multiplied by activations that are quantized as well, everything
-    else is computed in bfloat16 where the processor multiplies it, and in float32 where not.
-    Matrix units (AMX) are left to what OpenVINO does with them.
-    """
-    if config.precision == "exact":
-        supported = core.get_property(config.device, "SUPPORTED_PROPERTIES")
-        exact = {key: value for key, value in _EXACT.items() if key in supported}
-        return {**exact, **config.properties}
-    if _PRECISION in config.properties or not _is_plain_x86(core, config):
-        return dict(config.properties)
-    # Weights that are floats are there for the sake of their precision.
-    is_bf16 = has_integer_weights(model) and has_bf16(core)
-    return {
-        _PRECISION: "bf16" if is_bf16 else "f32",
-        _GROUP: _quantization_group(model),
-        **config.properties,
-    }
-
-
-def _is_plain_x86(core: ov.Core, config: EngineConfig) -> bool:
-    """Whether on an x86 CPU without matrix units (AMX), for which the plugin has larger fusions
-    that know separate projections only."""
-    is_x86 = platform.machine() in ("x86_64", "AMD64")
-    return config.device == "CPU" and is_x86 and not has_amx(core)
-
-
-def _quantization_group(model: ov.Model) -> str:
-    """One larger than the weights' own would switch quantization off."""
-    return str(min(weight_group(model) or _DYNAMIC_GROUP, _DYNAMIC_GROUP))
-
-
-def _with_kv_precision(config: EngineConfig) -> EngineConfig:
-    """The config with its KV cache's precision as OpenVINO's property."""
-    if config.kv_cache_precision is None:
-        return config
-    properties = {**config.properties, _KV_CACHE: config.kv_cache_precision}
-    return replace(config, properties=properties, kv_cache_precision=None)
 
 
 def check_device(core: ov.Core, device: str) -> None:

@@ -11,6 +11,7 @@ import openvino as ov
 from openvino import opset15 as op
 
 from ovgen.engine_config import EngineConfig
+from ovgen.model.compile_properties import has_own_head, head_properties, load_properties
 from ovgen.model.graph_passes import copy_runtime_options, page_attention
 from ovgen.model.kv_cache import BlockLayout, KVCache, block_layouts
 from ovgen.model.kv_cache_size import kv_cache_blocks
@@ -18,9 +19,6 @@ from ovgen.model.loader import (
     CORE,
     Source,
     compile_graph,
-    has_own_head,
-    head_properties,
-    load_properties,
     map_weights,
     prepare,
     read_ir,

@@ -40,8 +40,8 @@ class FakeBench:
 @pytest.fixture
 def fake_bench(monkeypatch):
     monkeypatch.setattr("ovgen.tuning.tune.ModelBench", FakeBench)
-    monkeypatch.setattr("ovgen.model.loader.has_amx", lambda core: False)
-    monkeypatch.setattr("ovgen.model.loader.platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("ovgen.model.compile_properties.has_amx", lambda core: False)
+    monkeypatch.setattr("ovgen.model.compile_properties.platform.machine", lambda: "x86_64")
     monkeypatch.setattr("ovgen.model.device_facts._PRECISIONS", {"FP32": "bf16"})
     monkeypatch.setattr("ovgen.model.device_facts.num_cpus", lambda: 8)
 

@@ -13,7 +13,7 @@ import pytest
 from openvino import opset15 as op
 
 from ovgen.engine_config import EngineConfig
-from ovgen.model import loader, trust
+from ovgen.model import compile_properties, loader, trust
 from ovgen.model.fusion import MAX_BYTES, fuse_projections
 from ovgen.model.loader import load_model
 from ovgen.model.paged_model import load_paged_model
@@ -454,9 +454,9 @@ PAGED = [name for name in SAVED if name != "llama_no_beam_idx"]
     ("name", "is_paged"), [(name, False) for name in SAVED] + [(name, True) for name in PAGED]
 )
 def test_logits_are_the_same(name: str, is_paged: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loader, "_is_plain_x86", lambda core, config: True)
+    monkeypatch.setattr(loader, "is_plain_x86", lambda core, config: True)
     found = logits(TINY / name, is_paged=is_paged)
-    monkeypatch.setattr(loader, "_is_plain_x86", lambda core, config: False)
+    monkeypatch.setattr(loader, "is_plain_x86", lambda core, config: False)
     for fused, separate in zip(found, logits(TINY / name, is_paged=is_paged), strict=True):
         np.testing.assert_allclose(fused, separate, atol=1e-5, rtol=0)
 
@@ -465,8 +465,8 @@ def test_logits_are_the_same(name: str, is_paged: bool, monkeypatch: pytest.Monk
 def test_a_load_fuses_unless_the_plugin_does(
     has_amx: bool, num_matmuls: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loader.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(loader, "has_amx", lambda core: has_amx)
+    monkeypatch.setattr(compile_properties.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(compile_properties, "has_amx", lambda core: has_amx)
     loaded = load_model(TINY / "llama", EngineConfig(precision="exact"), None)
     kinds = Counter(kind for kind, _ in layers(loaded.compiled))
     assert kinds["FullyConnected"] == num_matmuls

@@ -12,7 +12,7 @@ import pytest
 
 from ovgen.engine_config import EngineConfig
 from ovgen.errors import ConfigError, DeviceError, ModelFormatError, ModelNotFoundError
-from ovgen.model import loader
+from ovgen.model import compile_properties, loader
 from ovgen.model.device_errors import first_line
 from ovgen.model.loader import load_model
 from ovgen.model.paged_model import load_paged_model
@@ -55,8 +55,8 @@ def test_exact_is_float32_throughout():
 @pytest.fixture
 def plain_x86(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a CPU without AMX."""
-    monkeypatch.setattr(loader.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(loader, "has_amx", lambda core: False)
+    monkeypatch.setattr(compile_properties.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(compile_properties, "has_amx", lambda core: False)
 
 
 @pytest.mark.usefixtures("plain_x86")
@@ -73,8 +73,8 @@ def test_default_on_x86():
 def test_bfloat16_is_for_quantized_weights_on_processors_that_multiply_it(
     monkeypatch: pytest.MonkeyPatch, has_integers: bool, has_bf16: bool, expected: str
 ):
-    monkeypatch.setattr(loader, "has_integer_weights", lambda model: has_integers)
-    monkeypatch.setattr(loader, "has_bf16", lambda core: has_bf16)
+    monkeypatch.setattr(compile_properties, "has_integer_weights", lambda model: has_integers)
+    monkeypatch.setattr(compile_properties, "has_bf16", lambda core: has_bf16)
     loaded = load(LLAMA)
     precision, _, group = properties_of(loaded.compiled)
     assert (precision.get_type_name(), group) == (expected, 64)
@@ -109,7 +109,7 @@ def test_in_bfloat16_a_stateful_cache_is_in_half_precision(
 @pytest.mark.usefixtures("plain_x86")
 def test_with_amx_the_default_is_the_devices_own(monkeypatch: pytest.MonkeyPatch):
     """Which is bfloat16."""
-    monkeypatch.setattr(loader, "has_amx", lambda core: True)
+    monkeypatch.setattr(compile_properties, "has_amx", lambda core: True)
     plain = ov.Core().compile_model(LLAMA / "openvino_model.xml", "CPU")
     assert properties_of(load(LLAMA).compiled) == properties_of(plain)
 
@@ -119,12 +119,12 @@ def test_with_amx_the_default_is_the_devices_own(monkeypatch: pytest.MonkeyPatch
 def test_the_quantization_group_does_not_exceed_the_weights(
     monkeypatch: pytest.MonkeyPatch, weights: int | None, group: int
 ):
-    monkeypatch.setattr(loader, "weight_group", lambda model: weights)
+    monkeypatch.setattr(compile_properties, "weight_group", lambda model: weights)
     assert properties_of(load(LLAMA).compiled)[2] == group
 
 
 def test_default_elsewhere_is_the_devices_own(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loader.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(compile_properties.platform, "machine", lambda: "aarch64")
     plain = ov.Core().compile_model(LLAMA / "openvino_model.xml", "CPU")
     assert properties_of(load(LLAMA).compiled) == properties_of(plain)
 
